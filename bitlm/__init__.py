@@ -1,0 +1,1 @@
+"""BitLM: a language model that writes tokens as binary codes."""

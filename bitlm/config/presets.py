@@ -1,0 +1,123 @@
+"""A scale is a function that returns the sections of a configuration (sizes: Qwen3; settings: the article and BitDance)."""
+
+from collections.abc import Callable
+
+from pydantic import model_validator
+
+from bitlm.config.stages import (
+    CorpusConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    Frozen,
+    HeadConfig,
+    ModelConfig,
+    PretrainConfig,
+    PromptConfig,
+    ReportConfig,
+    TokenizerConfig,
+    TokensConfig,
+)
+
+
+class Sections(Frozen):
+    corpus: CorpusConfig = CorpusConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    tokens: TokensConfig = TokensConfig()
+    model: ModelConfig = ModelConfig()
+    prompt: PromptConfig = PromptConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    report: ReportConfig = ReportConfig()
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Sections":
+        m = self.model.block_size
+        if self.pretrain.sequence_length % m:
+            raise ValueError(f"model.block_size = {m} does not divide pretrain.sequence_length = {self.pretrain.sequence_length}")
+        if self.pretrain.sequence_length % 8:
+            raise ValueError(f"pretrain.sequence_length = {self.pretrain.sequence_length} is not a multiple of 8, the tokens of one packed code")
+        if self.prompt.max_summary_tokens % m:
+            raise ValueError(f"model.block_size = {m} does not divide prompt.max_summary_tokens = {self.prompt.max_summary_tokens}")
+        if self.model.num_heads % self.model.num_kv_heads:
+            raise ValueError(f"model.num_kv_heads = {self.model.num_kv_heads} does not divide model.num_heads = {self.model.num_heads}")
+        width = self.model.head.width or self.model.hidden_size
+        if width % self.model.head.head_dim:
+            raise ValueError(f"model.head.head_dim = {self.model.head.head_dim} does not divide the head's width {width}")
+        bits, vocab = self.tokenizer.num_bits, self.tokenizer.vocab_size
+        if self.tokenizer.source == "train" and bits is not None and 2**bits < vocab:
+            raise ValueError(
+                f"tokenizer.num_bits = {bits} is too small for tokenizer.vocab_size = {vocab}: at least {(vocab - 1).bit_length()} are needed"
+            )
+        for stage in (self.pretrain, self.finetune):
+            if stage.batch_size % stage.execution.num_workers:
+                key = "pretrain" if stage is self.pretrain else "finetune"
+                raise ValueError(
+                    f"{key}.execution.num_workers = {stage.execution.num_workers} does not divide {key}.batch_size = {stage.batch_size}"
+                )
+        return self
+
+
+def tiny() -> Sections:
+    """The English text already on the machine, two CPU cores, minutes."""
+    training = {"precision": "float32", "weight_decay": 0.1, "warmup_steps": 40, "execution": {"cpus_per_worker": 2, "checkpoint_every": 100}}
+    return Sections(
+        corpus=CorpusConfig(name="docstrings", validation_fraction=0.02),
+        tokenizer=TokenizerConfig(vocab_size=2048),
+        tokens=TokensConfig(unit_bytes=4 * 2**20),
+        model=ModelConfig(
+            scale="tiny", hidden_size=192, num_layers=4, num_heads=6, num_kv_heads=3, head_dim=32, ffn_size=512,
+            head=HeadConfig(num_layers=3, head_dim=32),
+        ),
+        prompt=PromptConfig(max_prompt_tokens=128, max_summary_tokens=24),
+        pretrain=PretrainConfig(
+            sequence_length=256, batch_size=8, steps=800, learning_rate=3e-3, validate_every=200, validation_batches=4, **training
+        ),
+        finetune=FinetuneConfig(batch_size=16, steps=300, learning_rate=1e-3, validate_every=100, validation_batches=4, **training),
+        evaluate=EvaluateConfig(examples=200, execution={"cpus_per_actor": 2}),
+    )
+
+
+def _qwen3(scale: str, *, hidden: int, layers: int, heads: int, ffn: int, tied: bool, lr: float, workers: int) -> Sections:
+    """FineWeb, the Qwen3 tokenizer and XSum, at one of Qwen3's published sizes."""
+    gpus = {"num_workers": workers, "use_gpu": True, "cpus_per_worker": 8, "micro_batch_size": 1, "checkpoint_every": 1000}
+    return Sections(
+        corpus=CorpusConfig(
+            name="fineweb-10bt", source="hub:HuggingFaceFW/fineweb", subset="sample-10BT", validation_fraction=0.001,
+            summaries="hub:EdinburghNLP/xsum",
+        ),
+        tokenizer=TokenizerConfig(source="hub:Qwen/Qwen3-0.6B"),
+        model=ModelConfig(
+            scale=scale, hidden_size=hidden, num_layers=layers, num_heads=heads, num_kv_heads=8, head_dim=128, ffn_size=ffn, tie_embeddings=tied
+        ),
+        pretrain=PretrainConfig(
+            steps=20_000, batch_size=256, learning_rate=lr, warmup_steps=1000, precision="bfloat16", validate_every=1000,
+            validation_batches=4, execution=gpus,
+        ),
+        finetune=FinetuneConfig(
+            steps=6400, batch_size=64, learning_rate=lr / 10, warmup_steps=200, precision="bfloat16", validate_every=500,
+            validation_batches=8, execution=gpus,
+        ),
+        evaluate=EvaluateConfig(execution={"num_actors": workers, "cpus_per_actor": 4, "use_gpu": True, "batch_size": 64}),
+    )
+
+
+def scale_0_6b() -> Sections:
+    return _qwen3("0.6b", hidden=1024, layers=28, heads=16, ffn=3072, tied=True, lr=6e-4, workers=8)
+
+
+def scale_1_7b() -> Sections:
+    return _qwen3("1.7b", hidden=2048, layers=28, heads=16, ffn=6144, tied=True, lr=4e-4, workers=8)
+
+
+def scale_4b() -> Sections:
+    return _qwen3("4b", hidden=2560, layers=36, heads=32, ffn=9728, tied=True, lr=3e-4, workers=16)
+
+
+def scale_8b() -> Sections:
+    return _qwen3("8b", hidden=4096, layers=36, heads=32, ffn=12288, tied=False, lr=2e-4, workers=32)
+
+
+PRESETS: dict[str, Callable[[], Sections]] = {
+    "tiny": tiny, "0.6b": scale_0_6b, "1.7b": scale_1_7b, "4b": scale_4b, "8b": scale_8b,
+}

@@ -1,0 +1,166 @@
+"""One frozen model per part of the pipeline. What is computed stands at the top level of each (its *identity*);
+where and how fast stands under ``execution`` and never enters a fingerprint."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Head = Literal["diffusion", "lm"]
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class StageConfig(Frozen):
+    def identity(self) -> dict[str, Any]:
+        """What is computed, as plain JSON values: everything except the artifact's name and ``execution``."""
+        return self.model_dump(mode="json", exclude={"name", "execution"})
+
+
+class CorpusConfig(StageConfig):
+    """Text to pretrain on, and the summarization set."""
+
+    name: str = Field("docstrings", pattern=r"^[a-z0-9][a-z0-9._-]*$", description="name of the corpus and token artifacts")
+    source: str = Field("docstrings", description="docstrings, a path, glob or URL of parquet or jsonl(.gz) files, or hub:OWNER/NAME")
+    subset: str | None = Field(None, description="configuration of a Hub dataset, for example sample-10BT")
+    revision: str | None = Field(None, description="commit of a Hub dataset")
+    text_column: str = "text"
+    validation_fraction: float = Field(0.01, gt=0, lt=0.5)
+    summaries: str = Field("docstrings", description="docstrings, a path, glob or URL of parquet files, or hub:OWNER/NAME")
+    summaries_revision: str | None = None
+    max_documents: int | None = Field(None, ge=1, description="stop after so many documents (docstrings only)")
+
+
+class TokenizerConfig(StageConfig):
+    source: str = Field("train", description="train, a path or URL of a tokenizer.json, or hub:OWNER/NAME")
+    revision: str | None = None
+    vocab_size: int = Field(4096, ge=257, description="size of the vocabulary to train; ignored for a ready tokenizer")
+    num_bits: int | None = Field(None, ge=1, le=32, description="bits per token, B; by default ⌈log2 V⌉")
+    end_token: str = "<|endoftext|>"
+
+
+class TokensExecution(Frozen):
+    num_workers: int | None = Field(None, ge=1, description="units in work at once; by default the cluster's CPUs")
+
+
+class TokensConfig(StageConfig):
+    unit_bytes: int = Field(256 * 2**20, ge=1, description="source bytes per unit of work, and so per shard")
+    execution: TokensExecution = TokensExecution()
+
+
+class HeadConfig(Frozen):
+    """The diffusion head (BitDance's shape)."""
+
+    width: int | None = Field(None, ge=8, description="H; by default the backbone's width D")
+    num_layers: int = Field(6, ge=1)
+    head_dim: int = Field(128, ge=8)
+    ffn_ratio: float = Field(1.5, gt=0)
+    denoiser: Literal["direct", "matched_filter"] = "direct"
+
+
+class ModelConfig(StageConfig):
+    """Qwen3 backbone and the head on top of it."""
+
+    scale: str = "0.6b"
+    hidden_size: int = Field(1024, ge=8)
+    num_layers: int = Field(28, ge=1)
+    num_heads: int = Field(16, ge=1)
+    num_kv_heads: int = Field(8, ge=1)
+    head_dim: int = Field(128, ge=2)
+    ffn_size: int = Field(3072, ge=8)
+    tie_embeddings: bool = True
+    rope_theta: float = 1e6
+    rms_norm_eps: float = 1e-6
+    block_size: int = Field(4, ge=1, description="m, tokens per block (the LM head always has m = 1)")
+    head: HeadConfig = HeadConfig()
+
+
+class PromptConfig(StageConfig):
+    """How an example becomes tokens: document, separator, summary, end token."""
+
+    max_prompt_tokens: int = Field(512, ge=1, description="document and separator together")
+    max_summary_tokens: int = Field(64, ge=1, description="summary and end tokens together; a multiple of block_size")
+    separator: str = "\n\nSummary: "
+
+
+class DiffusionConfig(Frozen):
+    """Training of the diffusion head; has no part in the LM head's fingerprint."""
+
+    loss: Literal["velocity", "bce", "x"] = "velocity"
+    t_mean: float = Field(0.8, description="mean of logit(t)")
+    t_std: float = Field(0.8, gt=0)
+    t_min: float = Field(0.05, gt=0, lt=1, description="floor of t in the velocity loss")
+    noise_draws: int = Field(1, ge=1, description="noise draws per backbone state")
+    condition_dropout: float = Field(0.1, ge=0, lt=1)
+
+
+class TrainExecution(Frozen):
+    num_workers: int = Field(1, ge=1)
+    cpus_per_worker: int = Field(1, ge=1, description="CPU cores, and torch threads, of each worker")
+    use_gpu: bool = False
+    micro_batch_size: int | None = Field(None, ge=1, description="sequences per forward pass; by default a worker's whole share")
+    checkpoint_every: int = Field(500, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+    max_failures: int = Field(3, ge=0, description="restarts of the worker group before the stage fails")
+
+
+class TrainConfig(StageConfig):
+    steps: int = Field(1000, ge=1)
+    batch_size: int = Field(16, ge=1, description="sequences (or examples) per step, over all workers")
+    learning_rate: float = Field(3e-4, gt=0)
+    final_lr_ratio: float = Field(0.1, ge=0, le=1)
+    warmup_steps: int = Field(100, ge=0)
+    weight_decay: float = Field(0.1, ge=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    grad_clip: float = Field(1.0, gt=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 0
+    validate_every: int = Field(200, ge=1)
+    validation_batches: int = Field(8, ge=1, description="batches of batch_size per validation")
+    diffusion: DiffusionConfig = DiffusionConfig()
+    execution: TrainExecution = TrainExecution()
+
+    def identity_for(self, head: Head) -> dict[str, Any]:
+        """The identity for one head; diffusion settings do not concern the LM head."""
+        identity = self.identity()
+        if head == "lm":
+            del identity["diffusion"]
+        return identity
+
+
+class PretrainConfig(TrainConfig):
+    heads: tuple[Head, ...] = Field(("diffusion", "lm"), min_length=1)
+    sequence_length: int = Field(2048, ge=8, description="L, tokens per sequence; a multiple of 8 and of block_size")
+    window_shards: int = Field(4, ge=1, description="shards per window of the order of the data")
+
+    def identity(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude={"name", "execution", "heads"})
+
+
+class FinetuneConfig(TrainConfig):
+    pass
+
+
+class EvaluateExecution(Frozen):
+    num_actors: int = Field(1, ge=1)
+    cpus_per_actor: int = Field(1, ge=1)
+    use_gpu: bool = False
+    batch_size: int = Field(32, ge=1)
+
+
+class EvaluateConfig(StageConfig):
+    split: Literal["validation", "test"] = "test"
+    examples: int | None = Field(None, ge=1, description="the first so many examples of the split; by default all")
+    num_steps: int = Field(15, ge=1, description="K")
+    guidance_scale: float = Field(9.0, ge=0, description="ω; 1 is no guidance")
+    seed: int = 0
+    lead_sentences: int = Field(1, ge=1, description="sentences of the lead baseline")
+    bootstrap_samples: int = Field(1000, ge=1)
+    execution: EvaluateExecution = EvaluateExecution()
+
+
+class ReportConfig(StageConfig):
+    title: str = "BitLM"
+    examples: int = Field(6, ge=0, description="generated examples shown")

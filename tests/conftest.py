@@ -1,0 +1,18 @@
+"""Shared fixtures. ``samples`` is a folder of small real FineWeb and XSum files; tests that need it skip where it is absent."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+
+
+@pytest.fixture(scope="session")
+def samples() -> Path:
+    folder = Path(os.environ.get("BITLM_SAMPLES", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no sample data at {folder}; set BITLM_SAMPLES to a folder that holds it")
+    return folder
