@@ -1,0 +1,17 @@
+"""Prefect flows and the command line.
+
+The variables below are read when Prefect and Ray are first imported, so they are set before any module here does that.
+Each can be overridden from outside: nothing is sent to third parties, and the terminal shows our lines rather than theirs.
+"""
+
+import os
+
+for _name, _value in {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_LOGGING_LEVEL": "WARNING",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}.items():
+    os.environ.setdefault(_name, _value)

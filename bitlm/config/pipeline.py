@@ -36,7 +36,7 @@ def configure(preset: str = "tiny", assignments: Iterable[str] = ()) -> Pipeline
     an impossible combination.
     """
     if preset not in PRESETS:
-        raise ConfigError(f"preset {preset!r} is unknown{_nearest(preset, PRESETS)}; presets: {', '.join(PRESETS)}")
+        raise ConfigError(f"preset {preset!r} is unknown{nearest(preset, PRESETS)}; presets: {', '.join(PRESETS)}")
     overrides: dict[str, Any] = {"preset": preset}
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
@@ -78,7 +78,7 @@ def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
     for parent in parents:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
-            raise ConfigError(f"{key} is unknown{_nearest(key, keys())}")
+            raise ConfigError(f"{key} is unknown{nearest(key, keys())}")
     tree[leaf] = value
 
 
@@ -95,12 +95,13 @@ def _one_line(error: ValidationError) -> str:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return f"{key} is unknown{_nearest(key, keys())}"
+        return f"{key} is unknown{nearest(key, keys())}"
     message = first["msg"].removeprefix("Value error, ")
     return f"{key} = {json.dumps(first['input'], default=str)}: {message}" if key else message
 
 
-def _nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, known: Iterable[str]) -> str:
+    """``; the nearest valid one is …``, or nothing where none is near."""
     known = list(known)
     leaf = word.rsplit(".", 1)[-1]
     same_leaf = [k for k in known if k.rsplit(".", 1)[-1] == leaf]

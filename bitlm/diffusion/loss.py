@@ -1,0 +1,27 @@
+"""Losses of the diffusion head, all as means over the m·B bits of a block."""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+Objective = Literal["velocity", "bce", "x"]
+
+
+def to_codes(logits: Tensor) -> Tensor:
+    """Â_0 = 2·sigmoid(logit) - 1, the posterior mean of ±1 bits whose log-odds are ``logits``."""
+    return (logits / 2).tanh()
+
+
+def bit_loss(logits: Tensor, clean: Tensor, t: Tensor, objective: Objective, t_min: float) -> Tensor:
+    """logits and clean codes [..., m, B] and noise levels t (broadcastable to them) → loss per block [...].
+
+    ``velocity``: ‖(Â_0 - A_0)/max(t, t_min)‖²; ``x``: ‖Â_0 - A_0‖²; ``bce``: -log σ(A_0·logit) nats. Each averaged over bits.
+    """
+    if objective == "bce":
+        per_bit = F.softplus(-clean * logits)
+    else:
+        per_bit = (to_codes(logits) - clean) ** 2
+        if objective == "velocity":
+            per_bit = per_bit / t.clamp(min=t_min) ** 2
+    return per_bit.mean(dim=(-2, -1))

@@ -1,0 +1,70 @@
+"""All randomness of training, validation and sampling, as pure functions of what it belongs to.
+
+Each sequence (or example) owns a stream of numpy's counter-based Philox generator, whose key is (seed, purpose) and whose
+counter starts at (index, epoch). Batch size, rank, padding and worker count therefore change nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitlm.config import DiffusionConfig
+
+_WORD = (1 << 64) - 1
+
+
+class Stream(IntEnum):
+    TRAIN = 1
+    BOUND = 2
+    SAMPLE = 3
+    TOKEN = 4
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What corrupts a batch: ``eps`` [b, N, draws, m, B] standard normal, ``t`` [b, N, draws] in (0, 1), and ``drop`` [b, N],
+    True where the condition is replaced by the null condition."""
+
+    eps: Tensor
+    t: Tensor
+    drop: Tensor
+
+    def to(self, device: torch.device) -> "Noise":
+        return Noise(*(x.to(device, non_blocking=True) for x in (self.eps, self.t, self.drop)))
+
+
+def generator(seed: int, stream: Stream, first: int, second: int) -> np.random.Generator:
+    """The random stream that belongs to (seed, stream; first, second); the two lowest counter words are left to its draws."""
+    return np.random.Generator(np.random.Philox(key=[seed & _WORD, stream], counter=[0, 0, first & _WORD, second & _WORD]))
+
+
+def block_noise(
+    seed: int, indices: Sequence[int], epochs: Sequence[int], N: int, m: int, B: int, diffusion: DiffusionConfig
+) -> Noise:
+    """Training noise of the sequences ``indices`` in their ``epochs``: t is logit-normal, drop a coin per block."""
+    draws = diffusion.noise_draws
+    eps = np.empty((len(indices), N, draws, m, B), dtype=np.float32)
+    logit_t = np.empty((len(indices), N, draws))
+    coin = np.empty((len(indices), N))
+    for row, (index, epoch) in enumerate(zip(indices, epochs, strict=True)):
+        rng = generator(seed, Stream.TRAIN, index, epoch)
+        rng.standard_normal(out=eps[row], dtype=np.float32)
+        logit_t[row] = diffusion.t_mean + diffusion.t_std * rng.standard_normal((N, draws))
+        coin[row] = rng.random(N)
+    t = 1 / (1 + np.exp(-logit_t))
+    return Noise(torch.from_numpy(eps), torch.from_numpy(t).float(), torch.from_numpy(coin < diffusion.condition_dropout))
+
+
+def sample_noise(seed: int, example_id: int, block: int, m: int, B: int) -> Tensor:
+    """The start A_1 of generation, [m, B], for the ``block``-th generated block of an example."""
+    rng = generator(seed, Stream.SAMPLE, example_id, block)
+    return torch.from_numpy(rng.standard_normal((m, B), dtype=np.float32))
+
+
+def token_uniform(seed: int, example_id: int, position: int) -> float:
+    """One number in [0, 1), for sampling the ``position``-th generated token of an example from the LM head."""
+    return float(generator(seed, Stream.TOKEN, example_id, position).random())

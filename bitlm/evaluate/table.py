@@ -1,0 +1,126 @@
+"""The ROUGE table, made once and shown as HTML, Markdown, a terminal table and a Prefect table: our rows, then the article's."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from rich.table import Table
+
+from bitlm.artifacts.record import Record
+from bitlm.config.stages import Frozen
+
+MEASURES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+TITLES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-Lsum"}
+TRAININGS = {"pretrain": "pretrained", "finetune": "fine-tuned"}
+HEADS = {"diffusion": "Diffusion head", "lm": "LM head"}
+ARTICLE = "article (arXiv 2605.11577)"
+ARTICLE_NOTE = (
+    "The article's rows are copied from its table: the whole XSum test set and, for BitLM, 8B models. "
+    "They are not comparable with a small model, with other text, or with few examples."
+)
+LEAD_NOTE = (
+    "The row that the article calls Lead-3 carries XSum's LEAD figures, which take the first sentence only; "
+    "our lead row says how many sentences it takes."
+)
+_ARTICLE_FIGURES = (
+    ("“Lead-3” (first sentence)", 16.30, 1.60, 11.95),
+    ("PTGEN", 29.70, 9.21, 23.24),
+    ("PTGEN + Coverage", 28.10, 8.02, 21.72),
+    ("BitLM 8B, LM head, pretrained", 10.06, 2.64, 8.78),
+    ("BitLM 8B, LM head, fine-tuned", 23.20, 4.45, 18.04),
+    ("BitLM 8B, diffusion head, pretrained", 19.49, 2.03, 15.19),
+    ("BitLM 8B, diffusion head, fine-tuned", 26.05, 6.44, 20.12),
+)
+
+
+class Score(Frozen):
+    """F1 ×100, with its 95% interval where it is ours."""
+
+    f1: float
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.f1:.2f}" if self.low is None else f"{self.f1:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+class Row(Frozen):
+    system: str
+    source: Literal["ours", "article"]
+    scores: dict[str, Score]
+    examples: int | None = None
+    artifact: str | None = None
+
+
+def system_label(record: Record) -> str:
+    """What an evaluate record evaluated, in words."""
+    identity = record.identity
+    if identity["system"] == "lead":
+        count = identity["lead_sentences"]
+        return f"Lead-{count} ({'first sentence' if count == 1 else f'first {count} sentences'})"
+    training = TRAININGS[record.inputs["model"].id.partition("/")[0]]
+    return f"{HEADS[identity['head']]}, {training}"
+
+
+def rows(evaluations: Sequence[tuple[Record, Mapping[str, Any]]]) -> list[Row]:
+    """One row for each (evaluate record, its scores.json), in order, then the article's."""
+    ours = [
+        Row(
+            system=system_label(record), source="ours", examples=scores["examples"], artifact=record.id,
+            scores={measure: Score.model_validate(scores[measure]) for measure in MEASURES},
+        )
+        for record, scores in evaluations
+    ]
+    article = [
+        Row(system=system, source="article", scores={m: Score(f1=f1) for m, f1 in zip(MEASURES, figures, strict=False)})
+        for system, *figures in _ARTICLE_FIGURES
+    ]
+    return ours + article
+
+
+def cells(row: Row) -> list[str]:
+    """The figures of a row as text, in the order of ``MEASURES``; a dash where there is none."""
+    return [str(row.scores[measure]) if measure in row.scores else "–" for measure in MEASURES]
+
+
+def markdown(table: Sequence[Row]) -> str:
+    head = ["system", "source", *TITLES.values(), "examples"]
+    lines = [_line(head), _line(["---", "---", *["---:"] * (len(MEASURES) + 1)])]
+    for row in table:
+        source = f"`{row.artifact}`" if row.artifact else ARTICLE
+        lines.append(_line([_escape(row.system), source, *cells(row), f"{row.examples:,}" if row.examples else "–"]))
+    return "\n".join(lines)
+
+
+def terminal(table: Sequence[Row]) -> Table:
+    """For ``rich.print``; the article's rows are dim and stand below a rule."""
+    shown = Table(title="ROUGE F1 ×100 [95% interval]", caption=ARTICLE_NOTE, caption_justify="left")
+    shown.add_column("system")
+    for title in TITLES.values():
+        shown.add_column(title, justify="right")
+    shown.add_column("examples", justify="right")
+    last_of_ours = sum(row.source == "ours" for row in table) - 1
+    for index, row in enumerate(table):
+        system = row.system if row.source == "ours" else f"article: {row.system}"
+        examples = f"{row.examples:,}" if row.examples else "–"
+        style = None if row.source == "ours" else "dim"
+        shown.add_row(system, *cells(row), examples, style=style, end_section=index == last_of_ours)
+    return shown
+
+
+def plain(table: Sequence[Row]) -> list[dict[str, Any]]:
+    """Rows of text cells, for a Prefect table artifact."""
+    return [
+        {
+            "system": row.system, "source": row.artifact or ARTICLE,
+            **dict(zip(TITLES.values(), cells(row), strict=True)), "examples": row.examples or "–",
+        }
+        for row in table
+    ]
+
+
+def _line(texts: Sequence[str]) -> str:
+    return f"| {' | '.join(texts)} |"
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|")

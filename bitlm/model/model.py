@@ -1,0 +1,227 @@
+"""BitLM: a Qwen3 backbone over blocks of m tokens, with the diffusion head or, as the baseline, the vocabulary softmax."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Qwen3Model
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from bitlm.codes import signs
+from bitlm.config import DiffusionConfig
+from bitlm.diffusion.loss import Objective, bit_loss
+from bitlm.diffusion.noise import Noise, block_noise
+from bitlm.diffusion.process import corrupt
+from bitlm.errors import ArtifactError, ConfigError
+from bitlm.model.backbone import positions, training_mask
+from bitlm.model.config import BitLMConfig
+from bitlm.model.generation import GenerateOutput, generate
+from bitlm.model.head import DiffusionHead
+
+
+@dataclass
+class BitLMOutput(ModelOutput):
+    """``loss`` = ``loss_sum`` / ``loss_count`` (0 without loss blocks). The sum runs over the loss blocks of the call, each
+    the mean over its noise draws, and the count is their number: summing both over micro-batches and ranks combines them
+    exactly. ``block_loss`` [b, N, draws] (draws = 1 for the LM head) is detached and 0 outside the loss blocks."""
+
+    loss: Tensor | None = None
+    loss_sum: Tensor | None = None
+    loss_count: Tensor | None = None
+    block_loss: Tensor | None = None
+
+
+class LanguageModelHead(nn.Module):
+    """The vocabulary softmax; without its own matrix when the embedding serves as the output (tied)."""
+
+    def __init__(self, config: BitLMConfig) -> None:
+        super().__init__()
+        self.vocab_size = config.vocab_size
+        self.output = None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.embedding_rows, bias=False)
+
+    def forward(self, context: Tensor, embedding: Tensor) -> Tensor:
+        """[..., D] → logits [..., V] float32; rows that only pad the matrix take no part."""
+        weight = embedding if self.output is None else self.output.weight
+        return F.linear(context, weight[: self.vocab_size]).float()
+
+
+class BitLMForCausalLM(PreTrainedModel):
+    config_class = BitLMConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ("Qwen3DecoderLayer",)
+
+    def __init__(self, config: BitLMConfig) -> None:
+        super().__init__(config)
+        self.model = Qwen3Model(config.backbone())
+        self.start_block = nn.Parameter(torch.empty(config.block_size, config.hidden_size))
+        self.head = DiffusionHead(config) if config.head == "diffusion" else LanguageModelHead(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.model.embed_tokens
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Backbone and learned vectors: normal with ``initializer_range``, as Qwen3. Head: as BitDance (Xavier-uniform
+        matrices, zero modulation and output)."""
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if module is self:
+            init.normal_(self.start_block, std=std)
+        elif isinstance(module, DiffusionHead):
+            for linear in (part for part in module.modules() if isinstance(part, nn.Linear)):
+                init.xavier_uniform_(linear.weight)
+            for linear in (*module.modulations, module.final_modulation, module.output):
+                init.zeros_(linear.weight)
+            for vectors in (module.null_context, module.slot_embedding, module.time[0].weight, module.time[2].weight):
+                init.normal_(vectors, std=std)
+
+    @classmethod
+    def load(cls, folder: str | PathLike, **kwargs) -> "BitLMForCausalLM":
+        """``from_pretrained`` of a local folder, in evaluation mode, that accepts only a complete and exact set of tensors.
+
+        Raises ArtifactError naming the folder and the first tensor that is missing, unknown or of another shape.
+        """
+        try:
+            model, info = cls.from_pretrained(
+                folder, output_loading_info=True, ignore_mismatched_sizes=True, local_files_only=True, **kwargs
+            )
+        except (OSError, SafetensorError) as error:
+            raise ArtifactError(f"{folder}: no readable model there ({str(error).splitlines()[0]})") from error
+        for name in sorted(info["missing_keys"]):
+            raise ArtifactError(f"{folder}: tensor {name} is missing; the checkpoint is incomplete or of another model")
+        for name in sorted(info["unexpected_keys"]):
+            raise ArtifactError(f"{folder}: tensor {name} has no place in the model that config.json describes")
+        for name, stored, expected in sorted(info["mismatched_keys"]):
+            raise ArtifactError(f"{folder}: tensor {name} has shape {tuple(stored)}, the model needs {tuple(expected)}")
+        return model
+
+    def context(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """ids [b, L] → C [b, N, m, D]: entry n is all that the head may know when it realizes block n.
+
+        The start block and all blocks but the last are fed. ``attention_mask`` [b, L] is 0 on left padding.
+        Raises ConfigError if m does not divide L.
+        """
+        b, L = input_ids.shape
+        m = self.config.block_size
+        if L == 0 or L % m:
+            raise ConfigError(f"a sequence of {L} tokens is not a whole number of blocks of {m}")
+        embedded = self.model.embed_tokens(input_ids[:, : L - m])
+        fed = torch.cat([self.start_block.expand(b, -1, -1), embedded], dim=1)  # [b, L, D]
+        visible = position_ids = None
+        if attention_mask is not None:
+            visible = F.pad(attention_mask[:, : L - m].bool(), (m, 0), value=True)
+            position_ids = positions(visible, m)
+        hidden = self.model(
+            inputs_embeds=fed,
+            attention_mask={"full_attention": training_mask(L, m, visible, fed.device)},
+            position_ids=position_ids,
+            use_cache=False,
+        ).last_hidden_state
+        return hidden.view(b, L // m, m, -1)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        noise: Noise | None = None,
+        loss_blocks: Tensor | None = None,
+        objective: Objective | None = None,
+    ) -> BitLMOutput:
+        """The training loss of ids [b, L] in one teacher-forced pass; the targets are the ids themselves.
+
+        A block carries loss if all its tokens are real, none of its ``labels`` [b, L] is -100 (their other values are not
+        read) and ``loss_blocks`` [b, N] is True there. Without ``noise`` (which the LM head ignores) the diffusion head
+        takes one draw keyed by torch's global random state. ``objective`` replaces the configured loss of the diffusion head.
+        """
+        chosen = self._loss_blocks(input_ids, attention_mask, labels, loss_blocks)  # [b, N] or None = all
+        context = self.context(input_ids, attention_mask)
+        b, N, m, _ = context.shape
+        targets = input_ids.view(b, N, m)
+        if chosen is not None:
+            context, targets = context[chosen], targets[chosen]
+        else:
+            context, targets = context.flatten(0, 1), targets.flatten(0, 1)  # [n, m, D], [n, m]
+        if self.config.head == "lm":
+            losses = self.token_nll(context, targets).view(-1, 1)
+        else:
+            noise = (noise or self._fresh_noise(b, N)).to(context.device)
+            noise = Noise(*(x.flatten(0, 1) if chosen is None else x[chosen] for x in (noise.eps, noise.t, noise.drop)))
+            losses = self._bit_losses(context, targets, noise, objective or self.config.loss)  # [n, draws]
+        return _collect(losses, chosen, (b, N))
+
+    def token_nll(self, context: Tensor, targets: Tensor) -> Tensor:
+        """LM head: C [..., D] and ids [...] → exact -log p, nats [...]."""
+        logits = self.head(context, self.model.embed_tokens.weight)
+        return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
+
+    def _bit_losses(self, context: Tensor, targets: Tensor, noise: Noise, objective: Objective) -> Tensor:
+        """C [n, m, D], ids [n, m], noise of the same n blocks → loss per block and draw [n, draws]."""
+        n, draws = noise.t.shape
+        clean = signs(targets, self.config.num_bits)[:, None]  # [n, 1, m, B]
+        t = noise.t[..., None, None]  # [n, draws, 1, 1]
+        noisy = corrupt(clean, noise.eps, t)  # [n, draws, m, B]
+        context = torch.where(noise.drop[:, None, None], self.head.null_context.to(context.dtype), context)
+        condition = self.head.condition(context)[:, None].expand(-1, draws, -1, -1)  # [n, draws, m, H]
+        logits = self.head(noisy.flatten(0, 1), noise.t.view(-1, 1), condition.flatten(0, 1)).view(noisy.shape)
+        return bit_loss(logits, clean, t, objective, self.config.t_min)
+
+    def _loss_blocks(
+        self, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor | None, loss_blocks: Tensor | None
+    ) -> Tensor | None:
+        b, L = input_ids.shape
+        blocks = (b, -1, self.config.block_size)
+        conditions = [] if loss_blocks is None else [loss_blocks.bool()]
+        if attention_mask is not None:
+            conditions.append(attention_mask.bool().view(blocks).all(-1))
+        if labels is not None:
+            conditions.append((labels != -100).view(blocks).all(-1))
+        return torch.stack(conditions).all(0) if conditions else None
+
+    def _fresh_noise(self, b: int, N: int) -> Noise:
+        seed = int(torch.randint(2**62, ()))
+        config = self.config
+        return block_noise(seed, range(b), [0] * b, N, config.block_size, config.num_bits, config.diffusion)
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        num_steps: int = 15,
+        guidance_scale: float = 9.0,
+        temperature: float = 0.0,
+        void: Literal["clamp", "nearest"] = "clamp",
+        seed: int = 0,
+        example_ids: Sequence[int] | None = None,
+    ) -> GenerateOutput:
+        """See ``bitlm.model.generation.generate``."""
+        return generate(
+            self, prompts, max_new_tokens=max_new_tokens, num_steps=num_steps, guidance_scale=guidance_scale,
+            temperature=temperature, void=void, seed=seed, example_ids=example_ids,
+        )
+
+
+def _collect(losses: Tensor, chosen: Tensor | None, shape: tuple[int, int]) -> BitLMOutput:
+    """Losses [n, draws] of the chosen blocks → sums and the full grid."""
+    draws = losses.shape[1]
+    if chosen is None:
+        grid = losses.detach().view(*shape, draws)
+    else:
+        grid = losses.new_zeros(*shape, draws)
+        grid[chosen] = losses.detach()
+    total = losses.mean(dim=1).sum()
+    count = torch.tensor(len(losses), device=losses.device)
+    return BitLMOutput(loss=total / count.clamp(min=1), loss_sum=total, loss_count=count, block_loss=grid)
+
+
+AutoConfig.register("bitlm", BitLMConfig)
+AutoModelForCausalLM.register(BitLMConfig, BitLMForCausalLM)

@@ -1,0 +1,157 @@
+"""The pipeline as a list of steps: what each stage computes, from which inputs, under which name. Nothing runs here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from bitlm.artifacts.record import Record, fingerprint
+from bitlm.config import Head, PipelineConfig
+from bitlm.data import sources
+from bitlm.errors import ConfigError
+
+STAGES = ("corpus", "tokenizer", "tokens", "pretrain", "finetune", "evaluate", "report")
+
+# Raised when a stage's files change their meaning, so that older artifacts are not taken for new ones.
+FORMATS = {"corpus": 1, "tokenizer": 1, "tokens": 1, "pretrain": 1, "finetune": 1, "evaluate": 1, "report": 1}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One artifact to be: a stage with its configuration and its inputs (other steps, or records given by the user)."""
+
+    stage: str
+    name: str
+    identity: dict[str, Any]
+    execution: dict[str, Any]
+    inputs: "Mapping[str, Step | Record]"
+
+    @property
+    def key(self) -> str:
+        return f"{self.stage}/{self.name}"
+
+    @property
+    def format(self) -> int:
+        return FORMATS[self.stage]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self.stage, self.format, self.identity, {role: made.fingerprint for role, made in self.inputs.items()})
+
+
+def steps(config: PipelineConfig, given: Mapping[str, Record] | None = None) -> list[Step]:
+    """Every step of the pipeline, inputs before their users.
+
+    ``given`` maps an input role to a record that takes the place of the step that would fill it.
+    Raises SourceError where a configured source is missing, before any work.
+    """
+    given = given or {}
+    corpus = _corpus(config)
+    tokenizer = _tokenizer(config, corpus, given)
+    tokens = _step("tokens", config.corpus.name, config.tokens, given, corpus=corpus, tokenizer=tokenizer)
+    made = [corpus, tokenizer, tokens]
+    evaluations = [_lead(config, corpus, given)]
+    trained = []
+    for head in config.pretrain.heads:
+        pretrain = _pretrain(config, head, tokens, tokenizer, given)
+        finetune = _finetune(config, head, pretrain, corpus, tokenizer, given)
+        trained += [pretrain, finetune]
+        for model, training in ((pretrain, "pretrained"), (finetune, "finetuned")):
+            evaluations.append(_evaluate(config, f"{head}-{training}", model, corpus, tokenizer, given))
+    return [*made, *trained, *evaluations, _report(config, evaluations, trained, tokens)]
+
+
+def select(all_steps: list[Step], stages: list[str], given: Mapping[str, Record], upstream: bool) -> list[Step]:
+    """The steps of the named stages (all where none is named), with what they need before them if ``upstream``.
+
+    Where inputs are given, only the steps that take one of them are meant.
+    """
+    chosen = [step for step in all_steps if not stages or step.stage in stages]
+    if given:
+        records = {record.id for record in given.values()}
+        chosen = [s for s in chosen if any(isinstance(i, Record) and i.id in records for i in s.inputs.values())]
+        if not chosen:
+            raise ConfigError(f"--input: no step of {', '.join(stages) or 'the pipeline'} takes {', '.join(sorted(records))} as {', '.join(given)}")
+    if upstream:
+        needed: set[str] = set()
+        for step in chosen:
+            _collect(step, needed)
+        chosen = [step for step in all_steps if step.key in needed]
+    return chosen
+
+
+def _collect(step: Step, keys: set[str]) -> None:
+    keys.add(step.key)
+    for made in step.inputs.values():
+        if isinstance(made, Step):
+            _collect(made, keys)
+
+
+def _filled(role: str, default: Step, given: Mapping[str, Record]) -> Step | Record:
+    record = given.get(role)
+    if record is None or record.stage != default.stage:
+        return default
+    same_head = record.identity.get("head") == default.identity.get("head")
+    return record if same_head else default
+
+
+def _make(stage: str, name: str, identity: dict[str, Any], execution: Any, given: Mapping[str, Record], **inputs: Step) -> Step:
+    ran = execution.model_dump(mode="json") if execution is not None else {}
+    return Step(stage, name, identity, ran, {role: _filled(role, made, given) for role, made in inputs.items()})
+
+
+def _step(stage: str, name: str, section: Any, given: Mapping[str, Record], **inputs: Step) -> Step:
+    return _make(stage, name, section.identity(), getattr(section, "execution", None), given, **inputs)
+
+
+def _corpus(config: PipelineConfig) -> Step:
+    state = sources.corpus_state(config.corpus)
+    return _make("corpus", config.corpus.name, {**config.corpus.identity(), **state}, None, {})
+
+
+def _tokenizer(config: PipelineConfig, corpus: Step, given: Mapping[str, Record]) -> Step:
+    section = config.tokenizer
+    if section.source == "train":
+        return _step("tokenizer", config.corpus.name, section, given, corpus=corpus)
+    identity = {key: value for key, value in section.identity().items() if key != "vocab_size"}
+    return _make("tokenizer", config.corpus.name, {**identity, **sources.tokenizer_state(section)}, None, given)
+
+
+def _pretrain(config: PipelineConfig, head: Head, tokens: Step, tokenizer: Step, given: Mapping[str, Record]) -> Step:
+    model = config.model.model_dump(mode="json", exclude={"scale"} if head == "diffusion" else {"scale", "head", "block_size"})
+    identity = {"head": head, "model": model, **config.pretrain.identity_for(head)}
+    name = f"{config.model.scale}-{head}"
+    return _make("pretrain", name, identity, config.pretrain.execution, given, tokens=tokens, tokenizer=tokenizer)
+
+
+def _finetune(
+    config: PipelineConfig, head: Head, pretrain: Step, corpus: Step, tokenizer: Step, given: Mapping[str, Record]
+) -> Step:
+    identity = {"head": head, "prompt": config.prompt.identity(), **config.finetune.identity_for(head)}
+    inputs = {"pretrain": pretrain, "corpus": corpus, "tokenizer": tokenizer}
+    return _make("finetune", f"{config.model.scale}-{head}", identity, config.finetune.execution, given, **inputs)
+
+
+def _evaluate(
+    config: PipelineConfig, label: str, model: Step, corpus: Step, tokenizer: Step, given: Mapping[str, Record]
+) -> Step:
+    head = model.identity["head"]
+    identity = config.evaluate.model_dump(mode="json", exclude={"execution", "lead_sentences"})
+    if head == "lm":
+        del identity["num_steps"], identity["guidance_scale"]
+    identity |= {"system": "model", "head": head, "prompt": config.prompt.identity()}
+    inputs = {"model": model, "corpus": corpus, "tokenizer": tokenizer}
+    return _make("evaluate", f"{config.model.scale}-{label}", identity, config.evaluate.execution, given, **inputs)
+
+
+def _lead(config: PipelineConfig, corpus: Step, given: Mapping[str, Record]) -> Step:
+    kept = {"split", "examples", "lead_sentences", "bootstrap_samples", "seed"}
+    identity = {"system": "lead", **config.evaluate.model_dump(mode="json", include=kept)}
+    return _make("evaluate", f"{config.corpus.name}-lead", identity, config.evaluate.execution, given, corpus=corpus)
+
+
+def _report(config: PipelineConfig, evaluations: list[Step], trained: list[Step], tokens: Step) -> Step:
+    inputs = {f"evaluate:{step.name}": step for step in evaluations}
+    inputs |= {f"{step.stage}:{step.identity['head']}": step for step in trained}
+    identity = {**config.report.identity(), "preset": config.preset}
+    return _make("report", config.model.scale, identity, None, {}, tokens=tokens, **inputs)

@@ -1,0 +1,323 @@
+"""Files at URLs: a plain local path, or any fsspec URL (``s3://…``, ``memory://…``). Endpoint and credentials come from the
+environment alone (AWS_ENDPOINT_URL, AWS_PROFILE, …).
+
+What is written appears whole or not at all. A single request that fails for a passing reason is asked again, a few times;
+a refusal (no such bucket, access denied) ends at once as a SourceError that names the URL and the remedy.
+"""
+
+import contextlib
+import errno
+import glob as local_glob
+import hashlib
+import os
+import random
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from bitlm.errors import ArtifactError, SourceError
+
+ATTEMPTS = 4
+PIECE = 32 * 2**20  # bytes per ranged read of a remote object
+PARTIAL = ".partial~"  # ends the name of a local file that is being written
+SECRET_NAME = re.compile(r"(?i)(key|token|secret|password|passwd|credentials?|signature|sig)$")
+_USERINFO_OR_QUERY = re.compile(r"(?P<scheme>\w+://)(?:[^/\s@]*@)?(?P<rest>[^?\s]*)(?P<query>\?\S*)?")
+
+
+class _Absent(SourceError):
+    """There is nothing at the URL."""
+
+
+def join(url: str, *parts: str) -> str:
+    base = url if url.endswith("://") or url == "/" else url.rstrip("/")
+    return "/".join(([base.removesuffix("/")] if base else []) + [part.strip("/") for part in parts if part])
+
+
+def is_local(url: str) -> bool:
+    return "://" not in url or url.startswith("file://")
+
+
+def local_path(url: str) -> str:
+    """The absolute path of a local URL."""
+    assert is_local(url), url
+    return os.path.abspath(os.path.expanduser(url.removeprefix("file://")))
+
+
+def redact(text: str) -> str:
+    """``text`` without the user information and the query of any URL in it."""
+    return _USERINFO_OR_QUERY.sub(lambda m: m["scheme"] + m["rest"] + ("?…" if m["query"] else ""), text)
+
+
+def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a URL and the path in it. fsspec keeps one instance per process, so this may be called anywhere."""
+    if is_local(url):
+        return LocalFileSystem(auto_mkdir=True), local_path(url)
+    protocol = url.split("://", 1)[0]
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if protocol in ("s3", "s3a"):
+        # botocore repeats each single request, parts of a multipart upload included; the endpoint is part of the options
+        # so that an instance for another endpoint is never taken from the cache.
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        options |= {"endpoint_url": endpoint, "config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": ATTEMPTS}}}
+    try:
+        fs, path = fsspec.url_to_fs(url, **options)
+    except (ValueError, ImportError) as error:
+        raise SourceError(f"{redact(url)}: {error}") from error
+    if protocol in ("s3", "s3a"):
+        fs.retries = 1  # the repetition is botocore's and ours
+    return fs, path
+
+
+def exists(url: str) -> bool:
+    fs, path = filesystem(url)
+    with _none_if_absent():
+        return bool(_ask(url, fs.info, path))
+    return False
+
+
+def size(url: str) -> int:
+    """Bytes of a file. Raises SourceError when there is none."""
+    return stat_tag(url)["bytes"]
+
+
+def stat_tag(url: str) -> dict[str, Any]:
+    """``{"bytes": …, "etag": …}``, cheap to ask for, which changes when the file does."""
+    fs, path = filesystem(url)
+    info = _ask(url, fs.info, path)
+    if info["type"] == "directory":
+        raise SourceError(f"{redact(url)} is a folder, not a file")
+    if is_local(url):
+        return {"bytes": info["size"], "etag": f"mtime-{os.stat(path).st_mtime_ns}"}
+    etag = info.get("ETag") or info.get("etag")
+    return {"bytes": info["size"], "etag": etag.strip('"') if etag else fs.ukey(path)}
+
+
+def read_bytes(url: str) -> bytes:
+    fs, path = filesystem(url)
+    return _ask(url, fs.cat_file, path)
+
+
+def read_if_exists(url: str) -> bytes | None:
+    with _none_if_absent():
+        return read_bytes(url)
+    return None
+
+
+def write_atomic(url: str, data: bytes) -> None:
+    """Write a whole file, replacing what was there; readers see the old bytes or the new ones, never a part."""
+    fs, path = filesystem(url)
+    if not is_local(url):
+        _ask(url, fs.pipe_file, path, data)
+        return
+    with _aside(url, path) as partial:
+        with open(partial, "xb") as file:
+            file.write(data)
+        _durable(partial)
+        os.replace(partial, path)
+    _durable(os.path.dirname(path))
+
+
+def write_new(url: str, data: bytes) -> bool:
+    """Write a whole file only where there is none yet; False where there is one. Of several writers at once one wins."""
+    fs, path = filesystem(url)
+    if is_local(url):
+        with _aside(url, path) as partial:
+            with open(partial, "xb") as file:
+                file.write(data)
+            _durable(partial)
+            try:
+                os.link(partial, path)
+            except FileExistsError:
+                return False
+        _durable(os.path.dirname(path))
+        return True
+    # A repeated request may meet the object of its own first try, whose answer was lost: the mark tells them apart.
+    mark = secrets.token_hex(16)
+    options = {"Metadata": {"writer": mark}} if "s3" in fs.protocol else {}
+    try:
+        _ask(url, fs.pipe_file, path, data, mode="create", **options)
+    except FileExistsError:
+        return bool(options) and _ask(url, fs.metadata, path).get("writer") == mark
+    return True
+
+
+def list_sizes(url: str) -> dict[str, int]:
+    """Relative POSIX path → bytes of all files below a folder, sorted by path; empty when the folder is absent.
+
+    Local files that are still being written (or were, by a process that died) are left out.
+    """
+    fs, path = filesystem(url)
+    if is_local(url):
+        with _told(url):
+            return dict(sorted(_walk(path)))
+    found = _ask(url, fs.find, path, detail=True)
+    if not found:
+        list_folders(url)  # raises where the bucket itself is missing
+    prefix = path.rstrip("/") + "/"
+    return dict(sorted((name[len(prefix):], info["size"]) for name, info in found.items() if name.startswith(prefix)))
+
+
+def list_files(url: str) -> list[str]:
+    return list(list_sizes(url))
+
+
+def list_folders(url: str) -> list[str]:
+    """Names of the folders directly below a folder, sorted; empty when it is absent."""
+    fs, path = filesystem(url)
+    with _none_if_absent():
+        entries = _ask(url, fs.ls, path, detail=True)
+        return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory")
+    return []
+
+
+def glob(url: str) -> list[str]:
+    """URLs of the files that match a pattern (``*``, ``?``, ``[…]``, ``**``), sorted; a plain URL matches itself."""
+    fs, path = filesystem(url)
+    if is_local(url):
+        matches = [path] if os.path.isfile(path) else local_glob.glob(path, recursive=True)
+        return sorted(match for match in matches if os.path.isfile(match))
+    found = _ask(url, fs.glob, path, detail=True)
+    return sorted(fs.unstrip_protocol(name) for name, info in found.items() if info["type"] == "file")
+
+
+def remove_tree(url: str) -> None:
+    """Remove a file or a folder with all that is below it; nothing happens where there is none."""
+    fs, path = filesystem(url)
+    with _none_if_absent():
+        _ask(url, fs.rm, path, recursive=True)
+
+
+def remove_partial(folder: str) -> None:
+    """Remove what writers that died left below a local folder."""
+    for parent, _, names in os.walk(local_path(folder)):
+        for name in names:
+            if name.endswith(PARTIAL):
+                os.unlink(os.path.join(parent, name))
+
+
+def sha256(url: str) -> tuple[int, str]:
+    """(bytes, hex digest) of a file, read in pieces."""
+    fs, path = filesystem(url)
+    digest = hashlib.sha256()
+    if is_local(url):
+        with _told(url), open(path, "rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+            return file.tell(), digest.hexdigest()
+    total = size(url)
+    for start in range(0, total, PIECE):
+        digest.update(_ask(url, fs.cat_file, path, start=start, end=min(start + PIECE, total)))
+    return total, digest.hexdigest()
+
+
+def upload(local_file: str, url: str) -> tuple[int, str]:
+    """Put a local file at a URL in one step; returns its (bytes, sha256). Raises SourceError when fewer bytes arrived."""
+    told = sha256(local_file)
+    fs, path = filesystem(url)
+    if is_local(url):
+        with _aside(url, path) as partial:
+            shutil.copyfile(local_file, partial)
+            _durable(partial)
+            os.replace(partial, path)
+        _durable(os.path.dirname(path))
+    else:
+        _ask(url, fs.put_file, local_path(local_file), path)
+    if size(url) != told[0]:
+        raise SourceError(f"{redact(url)}: {size(url)} of {told[0]} bytes arrived; run again")
+    return told
+
+
+def download(url: str, local_file: str, *, expect: tuple[int, str] | None = None) -> None:
+    """Fetch a file, aside and then by a rename. Raises ArtifactError when its (bytes, sha256) are not the expected ones."""
+    fs, path = filesystem(url)
+    target = local_path(local_file)
+    with _aside(local_file, target) as partial:
+        _ask(url, fs.get_file, path, partial)
+        if expect is not None and (found := sha256(partial)) != expect:
+            raise ArtifactError(f"{redact(url)} {difference(found, expect)}")
+        _durable(partial)
+        os.replace(partial, target)
+
+
+def difference(found: tuple[int, str], expected: tuple[int, str]) -> str:
+    """How the (bytes, sha256) of a file differ from the recorded ones, in words."""
+    if found[0] != expected[0]:
+        return f"has {found[0]:,} bytes instead of {expected[0]:,}"
+    return f"is damaged: sha256 {found[1][:12]}… instead of {expected[1][:12]}…"
+
+
+def copy(source: str, target: str) -> None:
+    """Copy one file within a file system (on object stores without moving the bytes through this machine)."""
+    fs, path = filesystem(source)
+    _ask(source, fs.cp_file, path, filesystem(target)[1])
+
+
+def _walk(folder: str) -> Iterator[tuple[str, int]]:
+    def fail(error: OSError) -> None:
+        if not (isinstance(error, FileNotFoundError) and error.filename == folder):
+            raise error
+
+    for parent, folders, names in os.walk(folder, onerror=fail):
+        links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
+        for name in [*names, *links]:
+            path = os.path.join(parent, name)
+            if not name.endswith(PARTIAL):
+                yield os.path.relpath(path, folder).replace(os.sep, "/"), os.lstat(path).st_size
+
+
+@contextlib.contextmanager
+def _aside(url: str, path: str) -> Iterator[str]:
+    """A name beside ``path`` to write to first; whatever is still there afterwards is removed."""
+    with _told(url):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        partial = os.path.join(os.path.dirname(path), f".{os.path.basename(path)[:200]}.{secrets.token_hex(4)}{PARTIAL}")
+        try:
+            yield partial
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(partial)
+
+
+def _durable(path: str) -> None:
+    """Wait until a local file's bytes, or a folder's entries, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _none_if_absent() -> Iterator[None]:
+    with contextlib.suppress(_Absent):
+        yield
+
+
+@contextlib.contextmanager
+def _told(url: str) -> Iterator[None]:
+    """Turn what the operating system or the store answered into one line that names the URL and the remedy."""
+    try:
+        yield
+    except (OSError, *_client_errors()) as error:
+        fault = _fault(redact(url), error)
+        if fault is None:
+            raise
+        raise fault from error
+
+
+def _ask(url: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """One request, asked again a few times with growing, random pauses while the store is only passingly out of order."""
+    with _told(url):
+        for attempt in range(1, ATTEMPTS):
+            try:
+                return call(*args, **kwargs)
+            except (OSError, *_client_errors()) as error:
+                if is_local(url) or not _passing(error):
+                    raise
+                time.sleep(random.uniform(0.1, 0.25 * 2**attempt))
+        return call(*args, **kwargs)

@@ -1,0 +1,157 @@
+"""The command line ``bitlm``. Faults that a user can act on are one line and exit code 1; anything else is a traceback."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from bitlm.config import PRESETS, configure
+from bitlm.errors import BitLMError
+from bitlm.steps import STAGES
+from flows import artifacts_cli
+from flows.lifetime import INTERRUPTED, bounded_interrupt
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    try:
+        with bounded_interrupt():
+            return args.command(args)
+    except BitLMError as error:
+        print(f"bitlm: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("bitlm: interrupted; what is complete is kept, and the next run continues from it", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bitlm", description="BitLM: binary-code language models and their pipeline")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="run the pipeline, or some of its stages")
+    _add_selection(run)
+    run.add_argument("--verify", choices=("full", "size"), default="full", 
+                     help="check existing artifacts before use by every byte, or by sizes (readers check each file they open in any case)")
+    run.set_defaults(command=_run)
+    plan = commands.add_parser("plan", help="say what would run, what is reused, and why")
+    _add_selection(plan)
+    plan.set_defaults(command=_plan)
+    artifacts_cli.add_artifacts_parser(commands)
+    score = commands.add_parser("score", help="ROUGE of predictions against references")
+    score.add_argument("--predictions", required=True, metavar="FILE", help="txt[.gz] one per line, parquet or jsonl")
+    score.add_argument("--references", required=True, metavar="FILE")
+    score.add_argument("--json", action="store_true")
+    score.set_defaults(command=_score)
+    generate = commands.add_parser("generate", help="continue a prompt with a model")
+    generate.add_argument("--model", required=True, metavar="ID", help="a pretrain or finetune artifact, for example finetune/tiny-diffusion")
+    generate.add_argument("--prompt", required=True, action="append")
+    generate.add_argument("--root", default="artifacts")
+    generate.add_argument("--max-new-tokens", type=int, default=64)
+    generate.add_argument("--num-steps", type=int, default=15, help="K")
+    generate.add_argument("--guidance-scale", type=float, default=9.0, help="ω")
+    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument("--json", action="store_true")
+    generate.set_defaults(command=_generate)
+    return parser
+
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(STAGES)}; all where none is named")
+    parser.add_argument("--preset", default="tiny", help=", ".join(PRESETS))
+    parser.add_argument("--root", default="artifacts", metavar="DIR_OR_URL", help="where artifacts live (default: artifacts)")
+    parser.add_argument("--set", action="append", default=[], metavar="STAGE.KEY=VALUE", dest="assignments")
+    parser.add_argument("--input", action="append", default=[], metavar="ROLE=ID", dest="inputs", help="an input by its id, for example tokens=tokens/tiny@v1")
+    parser.add_argument("--upstream", action="store_true", help="also make what the named stages need")
+    parser.add_argument("--json", action="store_true", help="print results as JSON on standard output")
+
+
+def _run(args: argparse.Namespace) -> int:
+    from flows.show import show_run
+
+    stages, inputs = _stages(args.stages), _inputs(args.inputs)
+    config = configure(args.preset, args.assignments)
+    summaries = _run_flow(stages, config, args, inputs)
+    if args.json:
+        print(json.dumps(summaries if len(summaries) != 1 else summaries[0], indent=2))
+    else:
+        show_run(summaries, args.root)
+    return 0
+
+
+def _run_flow(stages: list[str], config: Any, args: argparse.Namespace, inputs: dict[str, str]) -> list[dict[str, Any]]:
+    """Everything that can be wrong is found before a server starts; then one flow: the stage's own, or the pipeline."""
+    from flows.execute import check
+    from flows.pipeline import pipeline
+    from flows.server import prefect_api
+    from flows.stages import FLOWS
+
+    check(stages, config, args.root, inputs, args.upstream or not stages)
+    with prefect_api():
+        chosen = {"config": config, "root": args.root, "inputs": inputs, "verification": args.verify}
+        if len(stages) == 1:
+            return FLOWS[stages[0]](**chosen, upstream=args.upstream)
+        return pipeline(**chosen, stages=stages, upstream=args.upstream or not stages)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from flows.execute import chosen_steps
+    from flows.plan import plan
+    from flows.show import show_plan
+
+    config = configure(args.preset, args.assignments)
+    planned = plan(chosen_steps(_stages(args.stages), config, args.root, _inputs(args.inputs), upstream=True), args.root)
+    if args.json:
+        print(json.dumps([p.as_json() for p in planned], indent=2))
+    else:
+        show_plan(planned)
+    return 0
+
+
+def _score(args: argparse.Namespace) -> int:
+    from bitlm.evaluate.rouge import score_files
+    from flows.show import show_scores
+
+    scores = score_files(args.predictions, args.references)
+    print(json.dumps(scores, indent=2)) if args.json else show_scores(scores)
+    return 0
+
+
+def _generate(args: argparse.Namespace) -> int:
+    from bitlm.evaluate.generate import generate_texts
+
+    texts = generate_texts(
+        args.root, args.model, args.prompt, max_new_tokens=args.max_new_tokens, num_steps=args.num_steps,
+        guidance_scale=args.guidance_scale, seed=args.seed,
+    )
+    if args.json:
+        print(json.dumps([{"prompt": p, "text": t} for p, t in zip(args.prompt, texts, strict=True)], indent=2))
+    else:
+        print("\n\n".join(prompt + text for prompt, text in zip(args.prompt, texts, strict=True)))
+    return 0
+
+
+def _stages(named: list[str]) -> list[str]:
+    from bitlm.config.pipeline import nearest
+    from bitlm.errors import ConfigError
+
+    for stage in named:
+        if stage not in STAGES:
+            raise ConfigError(f"stage {stage!r} is unknown{nearest(stage, STAGES)}; stages: {', '.join(STAGES)}")
+    return named
+
+
+def _inputs(pairs: list[str]) -> dict[str, str]:
+    from bitlm.errors import ConfigError
+
+    inputs = {}
+    for pair in pairs:
+        role, separator, artifact_id = pair.partition("=")
+        if not separator or not artifact_id:
+            raise ConfigError(f"--input {pair}: expected ROLE=ID, for example tokens=tokens/tiny@v1")
+        inputs[role] = artifact_id
+    return inputs
+
+
+if __name__ == "__main__":
+    sys.exit(main())
