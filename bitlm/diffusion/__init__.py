@@ -1,0 +1,1 @@
+"""Diffusion on codes: process, noise, losses, sampler, likelihood bound."""

@@ -16,7 +16,7 @@ def to_codes(logits: Tensor) -> Tensor:
 def bit_loss(logits: Tensor, clean: Tensor, t: Tensor, objective: Objective, t_min: float) -> Tensor:
     """logits and clean codes [..., m, B] and noise levels t (broadcastable to them) → loss per block [...].
 
-    ``velocity``: ‖(Â_0 - A_0)/max(t, t_min)‖²; ``x``: ‖Â_0 - A_0‖²; ``bce``: -log σ(A_0·logit) nats. Each averaged over bits.
+    ``velocity``: ‖(Â_0 - A_0)/max(t, t_min)‖²; ``x``: ‖Â_0 - A_0‖²; ``bce``: -log σ(A_0·logit), nats; over bits.
     """
     if objective == "bce":
         per_bit = F.softplus(-clean * logits)

@@ -1,7 +1,7 @@
 """All randomness of training, validation and sampling, as pure functions of what it belongs to.
 
-Each sequence (or example) owns a stream of numpy's counter-based Philox generator, whose key is (seed, purpose) and whose
-counter starts at (index, epoch). Batch size, rank, padding and worker count therefore change nothing.
+Each sequence (or example) owns a stream of numpy's counter-based Philox generator, whose key is (seed, purpose) and
+whose counter starts at (index, epoch). Batch size, rank, padding and worker count therefore change nothing.
 """
 
 from collections.abc import Sequence
@@ -26,8 +26,8 @@ class Stream(IntEnum):
 
 @dataclass(frozen=True)
 class Noise:
-    """What corrupts a batch: ``eps`` [b, N, draws, m, B] standard normal, ``t`` [b, N, draws] in (0, 1), and ``drop`` [b, N],
-    True where the condition is replaced by the null condition."""
+    """What corrupts a batch: ``eps`` [b, N, draws, m, B] standard normal, ``t`` [b, N, draws] in (0, 1), and ``drop``
+    [b, N], True where the condition is replaced by the null condition."""
 
     eps: Tensor
     t: Tensor
@@ -38,8 +38,11 @@ class Noise:
 
 
 def generator(seed: int, stream: Stream, first: int, second: int) -> np.random.Generator:
-    """The random stream that belongs to (seed, stream; first, second); the two lowest counter words are left to its draws."""
-    return np.random.Generator(np.random.Philox(key=[seed & _WORD, stream], counter=[0, 0, first & _WORD, second & _WORD]))
+    """The random stream that belongs to (seed, stream; first, second); the low counter words are left to its draws."""
+    # Explicit types: numpy would read a list that holds large numbers as float64, and round them.
+    key = np.array([seed & _WORD, stream], dtype=np.uint64)
+    counter = np.array([0, 0, first & _WORD, second & _WORD], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
 def block_noise(
@@ -55,8 +58,8 @@ def block_noise(
         rng.standard_normal(out=eps[row], dtype=np.float32)
         logit_t[row] = diffusion.t_mean + diffusion.t_std * rng.standard_normal((N, draws))
         coin[row] = rng.random(N)
-    t = 1 / (1 + np.exp(-logit_t))
-    return Noise(torch.from_numpy(eps), torch.from_numpy(t).float(), torch.from_numpy(coin < diffusion.condition_dropout))
+    t = torch.from_numpy(logit_t).sigmoid().float()
+    return Noise(torch.from_numpy(eps), t, torch.from_numpy(coin < diffusion.condition_dropout))
 
 
 def sample_noise(seed: int, example_id: int, block: int, m: int, B: int) -> Tensor:

@@ -12,8 +12,8 @@ def corrupt(clean: Tensor, eps: Tensor, t: Tensor) -> Tensor:
 def matched_filter(noisy: Tensor, t: Tensor) -> Tensor:
     """2(1-t)·A_t/t², the posterior log-odds of independent fair bits given A_t (CoBit, arXiv 2605.07013).
 
-    From log N(A_t; 1-t, t²) - log N(A_t; -(1-t), t²). Below t = 1e-4 the bits are certain by any measure, and the ratio is
-    held there so that it stays finite in float32.
+    From log N(A_t; 1-t, t²) - log N(A_t; -(1-t), t²). Below t = 1e-4 the bits are certain by any measure, and t is held
+    there so that the ratio stays finite in float32.
     """
     t = t.clamp(min=1e-4)
     return 2 * (1 - t) * noisy / t**2

@@ -23,7 +23,7 @@ def denoise_block(denoiser: Denoiser, noise: Tensor, num_steps: int) -> Tensor:
 
 
 def guided(denoiser: Denoiser, guidance_scale: float) -> Denoiser:
-    """Â_0 = Â_null + ω·(Â_cond - Â_null), where ``denoiser`` answers for 2n rows: conditional ones first, null ones after.
+    """Â_0 = Â_null + ω·(Â_cond - Â_null), where ``denoiser`` answers for 2n rows: conditional ones first, then null.
 
     One call of the result is one batched call, but two function evaluations for each row.
     """

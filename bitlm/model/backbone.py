@@ -1,4 +1,4 @@
-"""The backbone's view of a sequence: [start block | tokens], who sees whom, and at which position each vector stands."""
+"""The backbone's view of a sequence [start block | tokens]: who sees whom, and at which position each vector stands."""
 
 from functools import lru_cache
 

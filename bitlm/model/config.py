@@ -8,12 +8,19 @@ from bitlm.codes import MAX_BITS, min_bits
 from bitlm.config import DiffusionConfig, Head, ModelConfig
 from bitlm.errors import ConfigError
 
-ROW_MULTIPLE = 128  # embedding rows are rounded up to it, as Qwen3 does: 151,669 ids → 151,936 rows
+ROW_MULTIPLE = 128
+QWEN3_IDS, QWEN3_ROWS = 151_669, 151_936
+
+
+def embedding_rows(vocab_size: int) -> int:
+    """V rounded up to a multiple of 128, except for Qwen3's ids: the published matrices have still more rows."""
+    return QWEN3_ROWS if vocab_size == QWEN3_IDS else -(-vocab_size // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
 class BitLMConfig(PreTrainedConfig):
-    """``head`` is "diffusion", or "lm" for the baseline (then ``block_size`` is 1). Letters: V = ``vocab_size``,
-    B = ``num_bits``, m = ``block_size``, D = ``hidden_size``, H = ``head_width``.
+    """``head`` is "diffusion", or "lm" for the baseline (then ``block_size`` is 1).
+
+    Letters: V = ``vocab_size``, B = ``num_bits``, m = ``block_size``, D = ``hidden_size``, H = ``head_width``.
 
     Raises ConfigError for values that cannot go together.
     """
@@ -87,7 +94,7 @@ class BitLMConfig(PreTrainedConfig):
         return cls(
             head=head,
             vocab_size=vocab_size,
-            embedding_rows=-(-vocab_size // ROW_MULTIPLE) * ROW_MULTIPLE,
+            embedding_rows=embedding_rows(vocab_size),
             num_bits=num_bits,
             block_size=1 if head == "lm" else model.block_size,
             hidden_size=model.hidden_size,

@@ -1,8 +1,8 @@
 """The diffusion head: a small transformer over the m slots of one block, conditioned on t and on the context C.
 
 Its shape is that of BitDance's public code (arXiv 2602.14041): adaptive layer norm whose parameters are shared by three
-layers in a row, full attention inside the block, SwiGLU, a sinusoidal embedding of 1000·t, zero-initialized modulation and
-output. Shapes: n blocks, m slots, B bits, D backbone width, H head width.
+layers in a row, full attention inside the block, SwiGLU, a sinusoidal embedding of 1000·t, zero-initialized modulation
+and output. Shapes: n blocks, m slots, B bits, D backbone width, H head width.
 """
 
 import math
@@ -33,7 +33,7 @@ class HeadLayer(nn.Module):
     def __init__(self, width: int, head_dim: int, ffn_ratio: float) -> None:
         super().__init__()
         hidden = int(width * ffn_ratio)
-        self.head_dim = head_dim
+        self.num_heads, self.head_dim = width // head_dim, head_dim
         self.attention_norm = nn.LayerNorm(width, eps=EPS)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
@@ -49,14 +49,15 @@ class HeadLayer(nn.Module):
 
     def attend(self, x: Tensor) -> Tensor:
         n, m, width = x.shape
-        q, k, v = self.qkv(x).view(n, m, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4)  # each [n, heads, m, head_dim]
+        q, k, v = self.qkv(x).view(n, m, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        # each [n, heads, m, head_dim]
         mixed = F.scaled_dot_product_attention(q, k, v)
         return self.out(mixed.transpose(1, 2).reshape(n, m, width))
 
 
 class DiffusionHead(nn.Module):
-    """(A_t, t; C) → the log-odds of each bit. ``condition`` holds what depends on C alone, so that a sampler computes it
-    once per block."""
+    """(A_t, t; C) → the log-odds of each bit. ``condition`` is what depends on C alone: a sampler computes it once per
+    block."""
 
     def __init__(self, config: BitLMConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""BitLM: a Qwen3 backbone over blocks of m tokens, with the diffusion head or, as the baseline, the vocabulary softmax."""
+"""BitLM: a Qwen3 backbone over blocks of m tokens with the diffusion head or, as the baseline, a vocabulary softmax."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,6 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from bitlm.codes import signs
-from bitlm.config import DiffusionConfig
 from bitlm.diffusion.loss import Objective, bit_loss
 from bitlm.diffusion.noise import Noise, block_noise
 from bitlm.diffusion.process import corrupt
@@ -27,14 +26,16 @@ from bitlm.model.head import DiffusionHead
 
 @dataclass
 class BitLMOutput(ModelOutput):
-    """``loss`` = ``loss_sum`` / ``loss_count`` (0 without loss blocks). The sum runs over the loss blocks of the call, each
-    the mean over its noise draws, and the count is their number: summing both over micro-batches and ranks combines them
-    exactly. ``block_loss`` [b, N, draws] (draws = 1 for the LM head) is detached and 0 outside the loss blocks."""
+    """``loss`` = ``loss_sum`` / ``loss_count`` (0 without loss blocks). The sum runs over the loss blocks of the call,
+    each the mean over its noise draws, and the count is their number: summing both over micro-batches and ranks
+    combines them exactly. ``block_loss`` [b, N, draws] (draws = 1 for the LM head) is detached and 0 outside the loss
+    blocks, which ``in_loss`` [b, N] marks."""
 
     loss: Tensor | None = None
     loss_sum: Tensor | None = None
     loss_count: Tensor | None = None
     block_loss: Tensor | None = None
+    in_loss: Tensor | None = None
 
 
 class LanguageModelHead(nn.Module):
@@ -43,7 +44,9 @@ class LanguageModelHead(nn.Module):
     def __init__(self, config: BitLMConfig) -> None:
         super().__init__()
         self.vocab_size = config.vocab_size
-        self.output = None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.embedding_rows, bias=False)
+        self.output = None
+        if not config.tie_word_embeddings:
+            self.output = nn.Linear(config.hidden_size, config.embedding_rows, bias=False)
 
     def forward(self, context: Tensor, embedding: Tensor) -> Tensor:
         """[..., D] → logits [..., V] float32; rows that only pad the matrix take no part."""
@@ -85,7 +88,7 @@ class BitLMForCausalLM(PreTrainedModel):
 
     @classmethod
     def load(cls, folder: str | PathLike, **kwargs) -> "BitLMForCausalLM":
-        """``from_pretrained`` of a local folder, in evaluation mode, that accepts only a complete and exact set of tensors.
+        """``from_pretrained`` of a local folder that accepts only a complete and exact set of tensors.
 
         Raises ArtifactError naming the folder and the first tensor that is missing, unknown or of another shape.
         """
@@ -138,9 +141,9 @@ class BitLMForCausalLM(PreTrainedModel):
     ) -> BitLMOutput:
         """The training loss of ids [b, L] in one teacher-forced pass; the targets are the ids themselves.
 
-        A block carries loss if all its tokens are real, none of its ``labels`` [b, L] is -100 (their other values are not
-        read) and ``loss_blocks`` [b, N] is True there. Without ``noise`` (which the LM head ignores) the diffusion head
-        takes one draw keyed by torch's global random state. ``objective`` replaces the configured loss of the diffusion head.
+        A block carries loss if all its tokens are real, none of its ``labels`` [b, L] is -100 (their other values are
+        not read) and ``loss_blocks`` [b, N] is True there. Without ``noise`` (which the LM head ignores) the diffusion
+        head takes some keyed by torch's global random state. ``objective`` replaces the diffusion head's own loss.
         """
         chosen = self._loss_blocks(input_ids, attention_mask, labels, loss_blocks)  # [b, N] or None = all
         context = self.context(input_ids, attention_mask)
@@ -165,7 +168,7 @@ class BitLMForCausalLM(PreTrainedModel):
 
     def _bit_losses(self, context: Tensor, targets: Tensor, noise: Noise, objective: Objective) -> Tensor:
         """C [n, m, D], ids [n, m], noise of the same n blocks → loss per block and draw [n, draws]."""
-        n, draws = noise.t.shape
+        draws = noise.t.shape[1]
         clean = signs(targets, self.config.num_bits)[:, None]  # [n, 1, m, B]
         t = noise.t[..., None, None]  # [n, draws, 1, 1]
         noisy = corrupt(clean, noise.eps, t)  # [n, draws, m, B]
@@ -177,8 +180,7 @@ class BitLMForCausalLM(PreTrainedModel):
     def _loss_blocks(
         self, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor | None, loss_blocks: Tensor | None
     ) -> Tensor | None:
-        b, L = input_ids.shape
-        blocks = (b, -1, self.config.block_size)
+        blocks = (len(input_ids), -1, self.config.block_size)
         conditions = [] if loss_blocks is None else [loss_blocks.bool()]
         if attention_mask is not None:
             conditions.append(attention_mask.bool().view(blocks).all(-1))
@@ -214,13 +216,15 @@ def _collect(losses: Tensor, chosen: Tensor | None, shape: tuple[int, int]) -> B
     """Losses [n, draws] of the chosen blocks → sums and the full grid."""
     draws = losses.shape[1]
     if chosen is None:
+        chosen = torch.ones(shape, dtype=torch.bool, device=losses.device)
         grid = losses.detach().view(*shape, draws)
     else:
         grid = losses.new_zeros(*shape, draws)
         grid[chosen] = losses.detach()
     total = losses.mean(dim=1).sum()
     count = torch.tensor(len(losses), device=losses.device)
-    return BitLMOutput(loss=total / count.clamp(min=1), loss_sum=total, loss_count=count, block_loss=grid)
+    loss = total / count.clamp(min=1)
+    return BitLMOutput(loss=loss, loss_sum=total, loss_count=count, block_loss=grid, in_loss=chosen)
 
 
 AutoConfig.register("bitlm", BitLMConfig)

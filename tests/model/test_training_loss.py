@@ -1,0 +1,158 @@
+"""The loss of a whole batch against a loop over its blocks, one at a time."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from bitlm.config import DiffusionConfig
+from bitlm.diffusion.noise import Noise, block_noise
+from bitlm.model import BitLMConfig, BitLMForCausalLM
+
+Build = Callable[..., BitLMForCausalLM]
+
+
+def batch(b: int = 3, L: int = 16) -> torch.Tensor:
+    return torch.randint(0, 49, (b, L), generator=torch.Generator().manual_seed(1))
+
+
+def noise_for(b: int, N: int, draws: int = 3) -> Noise:
+    diffusion = DiffusionConfig(noise_draws=draws, condition_dropout=0.4, t_mean=-2.0)
+    return block_noise(5, range(b), [0] * b, N, 4, 6, diffusion)
+
+
+def loss_by_hand(model: BitLMForCausalLM, ids: torch.Tensor, noise: Noise, row: int, n: int, objective: str) -> float:
+    """Mean over draws and bits for block n of a row, with the formulas written out per bit."""
+    context = model.context(ids)[row, n]
+    if noise.drop[row, n]:
+        context = model.head.null_context
+    total = count = 0
+    for draw in range(noise.t.shape[2]):
+        t = noise.t[row, n, draw].item()
+        clean = [[2 * int(bit) - 1 for bit in format(int(token), "06b")] for token in ids[row, 4 * n : 4 * n + 4]]
+        clean = torch.tensor(clean, dtype=torch.float32)
+        noisy = (1 - t) * clean + t * noise.eps[row, n, draw]
+        logits = model.head(noisy[None], torch.tensor([[t]]), model.head.condition(context[None]))[0]
+        for logit, bit in zip(logits.flatten().tolist(), clean.flatten().tolist(), strict=True):
+            p = 1 / (1 + math.exp(-logit))
+            error = (2 * p - 1) - bit
+            losses = {
+                "velocity": (error / max(t, 0.05)) ** 2, "x": error**2, "bce": -math.log(p if bit > 0 else 1 - p),
+            }  # fmt: skip
+            total += losses[objective]
+            count += 1
+    return total / count
+
+
+@pytest.mark.parametrize("objective", ["velocity", "bce", "x"])
+@torch.no_grad()
+def test_loss_is_the_hand_loop(build: Build, objective: str) -> None:
+    model = build(loss=objective)
+    ids, noise = batch(2), noise_for(2, 4)
+    assert 0 < noise.drop.sum() < noise.drop.numel()
+    assert (noise.t < 0.05).any()  # the floor of the velocity loss is met
+    by_hand = [[loss_by_hand(model, ids, noise, row, n, objective) for n in range(4)] for row in range(2)]
+    expected = torch.tensor(by_hand)
+    output = model(ids, noise=noise)
+    torch.testing.assert_close(output.block_loss.mean(-1), expected, rtol=2e-3, atol=1e-5)
+    assert output.loss_count == 8
+    assert output.loss_sum.item() == pytest.approx(expected.sum().item(), rel=1e-3)
+    assert output.loss.item() == pytest.approx(expected.mean().item(), rel=1e-3)
+
+
+@torch.no_grad()
+def test_only_chosen_blocks_count_and_micro_batches_add_up(build: Build) -> None:
+    model, ids, noise = build(), batch(), noise_for(3, 4)
+    full = model(ids, noise=noise)
+    chosen = torch.tensor([[0, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]]).bool()
+    output = model(ids, noise=noise, loss_blocks=chosen)
+    torch.testing.assert_close(output.block_loss, full.block_loss * chosen[..., None], rtol=0, atol=1e-4)
+    assert output.loss_count == 6
+    labels = ids.masked_fill(~chosen.repeat_interleave(4, dim=1), -100)
+    labels[0, 0] = 7  # part of a block is not a block
+    assert model(ids, noise=noise, labels=labels).loss_sum == output.loss_sum
+    rows = [
+        model(ids[i : i + 1], noise=Noise(*(x[i : i + 1] for x in (noise.eps, noise.t, noise.drop))),
+              loss_blocks=chosen[i : i + 1])
+        for i in range(3)
+    ]  # fmt: skip
+    assert rows[1].loss == 0
+    assert sum(row.loss_count for row in rows) == 6
+    assert sum(row.loss_sum.item() for row in rows) == pytest.approx(output.loss_sum.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("head", ["diffusion", "lm"])
+def test_a_call_without_loss_blocks_still_trains(build: Build, head: str) -> None:
+    model, ids = build(head=head), batch(1)
+    noise = noise_for(1, 4) if head == "diffusion" else None
+    output = model(ids, noise=noise, loss_blocks=torch.zeros(1, 16 // model.config.block_size, dtype=torch.bool))
+    output.loss_sum.backward()
+    assert output.loss == 0
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+@torch.no_grad()
+def test_blocks_with_padding_carry_no_loss(build: Build) -> None:
+    model, noise = build(), noise_for(1, 4)
+    mask = torch.tensor([[0] * 6 + [1] * 10])
+    output = model(batch(1), attention_mask=mask, noise=noise)
+    assert output.in_loss.tolist() == [[False, False, True, True]]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tied", [True, False])
+def test_lm_loss_is_cross_entropy_over_the_real_ids(build: Build, tied: bool) -> None:
+    model, ids = build(head="lm", tie_word_embeddings=tied), batch()
+    weight = (model.model.embed_tokens if tied else model.head.output).weight
+    hidden = model.context(ids)[:, :, 0].double()
+    expected = torch.zeros(3, 16, dtype=torch.float64)
+    for row in range(3):
+        for i in range(16):
+            scores = [float(hidden[row, i] @ weight[token].double()) for token in range(50)]  # rows 50.. are filling
+            expected[row, i] = math.log(sum(map(math.exp, scores))) - scores[ids[row, i]]
+    output = model(ids)
+    torch.testing.assert_close(output.block_loss[..., 0].double(), expected, rtol=0, atol=1e-5)
+    assert output.loss.item() == pytest.approx(expected.mean().item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("head", ["diffusion", "lm"])
+def test_every_parameter_learns_and_the_end_token_too(build: Build, head: str) -> None:
+    model, ids = build(head=head), batch()
+    ids[:, 3] = model.config.end_token_id
+    noise = noise_for(3, 4) if head == "diffusion" else None
+    model(ids, noise=noise).loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.any(), name
+    assert model.model.embed_tokens.weight.grad[model.config.end_token_id].any()
+
+
+def test_without_noise_the_loss_follows_torchs_seed(build: Build) -> None:
+    model, ids = build(), batch()
+    losses = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        losses.append(model(ids, labels=ids).loss.item())
+    assert losses[0] == losses[1] != losses[2]
+
+
+@pytest.mark.parametrize("head", ["diffusion", "lm"])
+def test_bfloat16_trains_close_to_float32(build: Build, head: str) -> None:
+    ids = batch()
+    noise = noise_for(3, 4) if head == "diffusion" else None
+    exact = build(head=head, loss="bce")(ids, noise=noise).loss
+    model = build(head=head, loss="bce")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = model(ids, noise=noise).loss
+    half = build(head=head, loss="bce").to(torch.bfloat16)(ids, noise=noise).loss
+    for loss in (cast, half):
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(exact.item(), rel=0.05)
+        loss.backward()
+
+
+def test_auto_classes_know_the_model() -> None:
+    config = BitLMConfig(head="lm", block_size=1)
+    assert isinstance(AutoModelForCausalLM.from_config(config), BitLMForCausalLM)
