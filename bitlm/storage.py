@@ -1,37 +1,28 @@
-"""Files at URLs: a plain local path, or any fsspec URL (``s3://…``, ``memory://…``). Endpoint and credentials come from the
-environment alone (AWS_ENDPOINT_URL, AWS_PROFILE, …).
+"""Files at URLs: a plain local path, or any fsspec URL (``s3://…``, ``memory://…``).
 
-What is written appears whole or not at all. A single request that fails for a passing reason is asked again, a few times;
-a refusal (no such bucket, access denied) ends at once as a SourceError that names the URL and the remedy.
+Endpoint and credentials come from the environment alone (AWS_ENDPOINT_URL, AWS_PROFILE, …). What is written appears
+whole or not at all. A single request that fails for a passing reason is made again, a few times; a refusal (no such
+bucket, access denied) ends at once as a SourceError that names the URL and the remedy.
 """
 
 import contextlib
-import errno
 import glob as local_glob
 import hashlib
 import os
-import random
 import re
 import secrets
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from bitlm.errors import ArtifactError, SourceError
+from bitlm.storage_requests import ATTEMPTS, AbsentError, ask, redact, refused_as_existing, told
 
-ATTEMPTS = 4
 PIECE = 32 * 2**20  # bytes per ranged read of a remote object
 PARTIAL = ".partial~"  # ends the name of a local file that is being written
-SECRET_NAME = re.compile(r"(?i)(key|token|secret|password|passwd|credentials?|signature|sig)$")
-_USERINFO_OR_QUERY = re.compile(r"(?P<scheme>\w+://)(?:[^/\s@]*@)?(?P<rest>[^?\s]*)(?P<query>\?\S*)?")
-
-
-class _Absent(SourceError):
-    """There is nothing at the URL."""
 
 
 def join(url: str, *parts: str) -> str:
@@ -49,22 +40,20 @@ def local_path(url: str) -> str:
     return os.path.abspath(os.path.expanduser(url.removeprefix("file://")))
 
 
-def redact(text: str) -> str:
-    """``text`` without the user information and the query of any URL in it."""
-    return _USERINFO_OR_QUERY.sub(lambda m: m["scheme"] + m["rest"] + ("?…" if m["query"] else ""), text)
-
-
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a URL and the path in it. fsspec keeps one instance per process, so this may be called anywhere."""
+    """The file system of a URL, and the path in it. May be called anywhere: there is one instance for each process."""
     if is_local(url):
         return LocalFileSystem(auto_mkdir=True), local_path(url)
     protocol = url.split("://", 1)[0]
     options: dict[str, Any] = {"use_listings_cache": False}
     if protocol in ("s3", "s3a"):
-        # botocore repeats each single request, parts of a multipart upload included; the endpoint is part of the options
-        # so that an instance for another endpoint is never taken from the cache.
+        # botocore repeats each single request, parts of a multipart upload included. With the endpoint among the
+        # options an instance for another endpoint is never taken from the cache.
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        options |= {"endpoint_url": endpoint, "config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": ATTEMPTS}}}
+        options |= {
+            "endpoint_url": endpoint,
+            "config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": ATTEMPTS}},
+        }
     try:
         fs, path = fsspec.url_to_fs(url, **options)
     except (ValueError, ImportError) as error:
@@ -76,8 +65,8 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 def exists(url: str) -> bool:
     fs, path = filesystem(url)
-    with _none_if_absent():
-        return bool(_ask(url, fs.info, path))
+    with contextlib.suppress(AbsentError):
+        return bool(ask(url, fs.info, path))
     return False
 
 
@@ -89,7 +78,7 @@ def size(url: str) -> int:
 def stat_tag(url: str) -> dict[str, Any]:
     """``{"bytes": …, "etag": …}``, cheap to ask for, which changes when the file does."""
     fs, path = filesystem(url)
-    info = _ask(url, fs.info, path)
+    info = ask(url, fs.info, path)
     if info["type"] == "directory":
         raise SourceError(f"{redact(url)} is a folder, not a file")
     if is_local(url):
@@ -100,11 +89,11 @@ def stat_tag(url: str) -> dict[str, Any]:
 
 def read_bytes(url: str) -> bytes:
     fs, path = filesystem(url)
-    return _ask(url, fs.cat_file, path)
+    return ask(url, fs.cat_file, path)
 
 
 def read_if_exists(url: str) -> bytes | None:
-    with _none_if_absent():
+    with contextlib.suppress(AbsentError):
         return read_bytes(url)
     return None
 
@@ -113,37 +102,39 @@ def write_atomic(url: str, data: bytes) -> None:
     """Write a whole file, replacing what was there; readers see the old bytes or the new ones, never a part."""
     fs, path = filesystem(url)
     if not is_local(url):
-        _ask(url, fs.pipe_file, path, data)
+        ask(url, fs.pipe_file, path, data)
         return
     with _aside(url, path) as partial:
         with open(partial, "xb") as file:
             file.write(data)
-        _durable(partial)
+        durable(partial)
         os.replace(partial, path)
-    _durable(os.path.dirname(path))
+    durable(os.path.dirname(path))
 
 
 def write_new(url: str, data: bytes) -> bool:
-    """Write a whole file only where there is none yet; False where there is one. Of several writers at once one wins."""
+    """Write a whole file only where there is none yet, else return False. Of several writers at once one wins."""
     fs, path = filesystem(url)
     if is_local(url):
         with _aside(url, path) as partial:
             with open(partial, "xb") as file:
                 file.write(data)
-            _durable(partial)
+            durable(partial)
             try:
                 os.link(partial, path)
             except FileExistsError:
                 return False
-        _durable(os.path.dirname(path))
+        durable(os.path.dirname(path))
         return True
     # A repeated request may meet the object of its own first try, whose answer was lost: the mark tells them apart.
     mark = secrets.token_hex(16)
     options = {"Metadata": {"writer": mark}} if "s3" in fs.protocol else {}
     try:
-        _ask(url, fs.pipe_file, path, data, mode="create", **options)
-    except FileExistsError:
-        return bool(options) and _ask(url, fs.metadata, path).get("writer") == mark
+        ask(url, fs.pipe_file, path, data, mode="create", **options)
+    except OSError as error:
+        if not refused_as_existing(error):
+            raise
+        return bool(options) and ask(url, fs.metadata, path).get("writer") == mark
     return True
 
 
@@ -154,13 +145,13 @@ def list_sizes(url: str) -> dict[str, int]:
     """
     fs, path = filesystem(url)
     if is_local(url):
-        with _told(url):
+        with told(url):
             return dict(sorted(_walk(path)))
-    found = _ask(url, fs.find, path, detail=True)
+    found = ask(url, fs.find, path, detail=True)
     if not found:
         list_folders(url)  # raises where the bucket itself is missing
     prefix = path.rstrip("/") + "/"
-    return dict(sorted((name[len(prefix):], info["size"]) for name, info in found.items() if name.startswith(prefix)))
+    return dict(sorted((name[len(prefix) :], info["size"]) for name, info in found.items() if name.startswith(prefix)))
 
 
 def list_files(url: str) -> list[str]:
@@ -170,8 +161,8 @@ def list_files(url: str) -> list[str]:
 def list_folders(url: str) -> list[str]:
     """Names of the folders directly below a folder, sorted; empty when it is absent."""
     fs, path = filesystem(url)
-    with _none_if_absent():
-        entries = _ask(url, fs.ls, path, detail=True)
+    with contextlib.suppress(AbsentError):
+        entries = ask(url, fs.ls, path, detail=True)
         return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory")
     return []
 
@@ -182,15 +173,17 @@ def glob(url: str) -> list[str]:
     if is_local(url):
         matches = [path] if os.path.isfile(path) else local_glob.glob(path, recursive=True)
         return sorted(match for match in matches if os.path.isfile(match))
-    found = _ask(url, fs.glob, path, detail=True)
+    found = ask(url, fs.glob, path, detail=True)
+    if not found:
+        list_folders(re.split(r"[*?\[]", url)[0].rpartition("/")[0])  # raises where the bucket itself is missing
     return sorted(fs.unstrip_protocol(name) for name, info in found.items() if info["type"] == "file")
 
 
 def remove_tree(url: str) -> None:
     """Remove a file or a folder with all that is below it; nothing happens where there is none."""
     fs, path = filesystem(url)
-    with _none_if_absent():
-        _ask(url, fs.rm, path, recursive=True)
+    with contextlib.suppress(AbsentError):
+        ask(url, fs.rm, path, recursive=True)
 
 
 def remove_partial(folder: str) -> None:
@@ -206,41 +199,41 @@ def sha256(url: str) -> tuple[int, str]:
     fs, path = filesystem(url)
     digest = hashlib.sha256()
     if is_local(url):
-        with _told(url), open(path, "rb") as file:
+        with told(url), open(path, "rb") as file:
             hashlib.file_digest(file, lambda: digest)
             return file.tell(), digest.hexdigest()
     total = size(url)
     for start in range(0, total, PIECE):
-        digest.update(_ask(url, fs.cat_file, path, start=start, end=min(start + PIECE, total)))
+        digest.update(ask(url, fs.cat_file, path, start=start, end=min(start + PIECE, total)))
     return total, digest.hexdigest()
 
 
 def upload(local_file: str, url: str) -> tuple[int, str]:
-    """Put a local file at a URL in one step; returns its (bytes, sha256). Raises SourceError when fewer bytes arrived."""
-    told = sha256(local_file)
+    """Put a local file at a URL in one step; returns its (bytes, sha256). SourceError unless all bytes arrived."""
+    sent = sha256(local_file)
     fs, path = filesystem(url)
     if is_local(url):
         with _aside(url, path) as partial:
             shutil.copyfile(local_file, partial)
-            _durable(partial)
+            durable(partial)
             os.replace(partial, path)
-        _durable(os.path.dirname(path))
+        durable(os.path.dirname(path))
     else:
-        _ask(url, fs.put_file, local_path(local_file), path)
-    if size(url) != told[0]:
-        raise SourceError(f"{redact(url)}: {size(url)} of {told[0]} bytes arrived; run again")
-    return told
+        ask(url, fs.put_file, local_path(local_file), path)
+    if size(url) != sent[0]:
+        raise SourceError(f"{redact(url)}: {size(url)} of {sent[0]} bytes arrived; run again")
+    return sent
 
 
 def download(url: str, local_file: str, *, expect: tuple[int, str] | None = None) -> None:
-    """Fetch a file, aside and then by a rename. Raises ArtifactError when its (bytes, sha256) are not the expected ones."""
+    """Fetch a file, aside and then by a rename. Raises ArtifactError unless it has the expected (bytes, sha256)."""
     fs, path = filesystem(url)
     target = local_path(local_file)
     with _aside(local_file, target) as partial:
-        _ask(url, fs.get_file, path, partial)
+        ask(url, fs.get_file, path, partial)
         if expect is not None and (found := sha256(partial)) != expect:
             raise ArtifactError(f"{redact(url)} {difference(found, expect)}")
-        _durable(partial)
+        durable(partial)
         os.replace(partial, target)
 
 
@@ -254,7 +247,16 @@ def difference(found: tuple[int, str], expected: tuple[int, str]) -> str:
 def copy(source: str, target: str) -> None:
     """Copy one file within a file system (on object stores without moving the bytes through this machine)."""
     fs, path = filesystem(source)
-    _ask(source, fs.cp_file, path, filesystem(target)[1])
+    ask(source, fs.cp_file, path, filesystem(target)[1])
+
+
+def durable(path: str) -> None:
+    """Wait until a local file's bytes, or a folder's entries, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _walk(folder: str) -> Iterator[tuple[str, int]]:
@@ -273,51 +275,16 @@ def _walk(folder: str) -> Iterator[tuple[str, int]]:
 @contextlib.contextmanager
 def _aside(url: str, path: str) -> Iterator[str]:
     """A name beside ``path`` to write to first; whatever is still there afterwards is removed."""
-    with _told(url):
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        partial = os.path.join(os.path.dirname(path), f".{os.path.basename(path)[:200]}.{secrets.token_hex(4)}{PARTIAL}")
+    with told(url):
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+        except FileExistsError as error:
+            raise NotADirectoryError(os.path.dirname(path)) from error
+        partial = os.path.join(
+            os.path.dirname(path), f".{os.path.basename(path)[:200]}.{secrets.token_hex(4)}{PARTIAL}"
+        )
         try:
             yield partial
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(partial)
-
-
-def _durable(path: str) -> None:
-    """Wait until a local file's bytes, or a folder's entries, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _none_if_absent() -> Iterator[None]:
-    with contextlib.suppress(_Absent):
-        yield
-
-
-@contextlib.contextmanager
-def _told(url: str) -> Iterator[None]:
-    """Turn what the operating system or the store answered into one line that names the URL and the remedy."""
-    try:
-        yield
-    except (OSError, *_client_errors()) as error:
-        fault = _fault(redact(url), error)
-        if fault is None:
-            raise
-        raise fault from error
-
-
-def _ask(url: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """One request, asked again a few times with growing, random pauses while the store is only passingly out of order."""
-    with _told(url):
-        for attempt in range(1, ATTEMPTS):
-            try:
-                return call(*args, **kwargs)
-            except (OSError, *_client_errors()) as error:
-                if is_local(url) or not _passing(error):
-                    raise
-                time.sleep(random.uniform(0.1, 0.25 * 2**attempt))
-        return call(*args, **kwargs)

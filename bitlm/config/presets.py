@@ -62,7 +62,7 @@ def tiny() -> Sections:
     """The English text already on the machine, two CPU cores, minutes."""
     training = {"precision": "float32", "weight_decay": 0.1, "warmup_steps": 40, "execution": {"cpus_per_worker": 2, "checkpoint_every": 100}}
     return Sections(
-        corpus=CorpusConfig(name="docstrings", validation_fraction=0.02),
+        corpus=CorpusConfig(name="tiny", validation_fraction=0.02),
         tokenizer=TokenizerConfig(vocab_size=2048),
         tokens=TokensConfig(unit_bytes=4 * 2**20),
         model=ModelConfig(

@@ -1,0 +1,226 @@
+"""Artifacts below one root: find, verify, make, commit. Nothing complete is ever changed."""
+
+import contextlib
+import difflib
+import hashlib
+import json
+import os
+import re
+from datetime import UTC, datetime
+
+from bitlm import storage
+from bitlm.artifacts import publish
+from bitlm.artifacts.publish import threaded
+from bitlm.artifacts.record import (
+    RECORD_FILE,
+    SCHEMA_VERSION,
+    Draft,
+    FileEntry,
+    InputEntry,
+    Record,
+    assert_plain,
+    code_version,
+    decode,
+    fingerprint,
+    packages,
+    redacted,
+    redacted_argv,
+)
+from bitlm.artifacts.work import BusyError, Work
+from bitlm.errors import ArtifactError
+from bitlm.storage_requests import told
+
+_ID = re.compile(r"^(?P<stage>[a-z0-9_-]+)/(?P<name>[A-Za-z0-9._-]+?)(?:@v(?P<version>[1-9][0-9]*))?$")
+_FOLDER = re.compile(r"^(?P<name>.+)@v(?P<version>[1-9][0-9]*)$")
+
+
+class Store:
+    """All artifacts below ``root``, a local folder or an fsspec URL. Holds nothing open; cheap to make."""
+
+    def __init__(self, root: str) -> None:
+        self.root = storage.local_path(root) if storage.is_local(root) else root.rstrip("/")
+
+    def url(self, artifact_id: str, *parts: str) -> str:
+        return storage.join(self.root, artifact_id, *parts)
+
+    def ids(self, stage: str | None = None, name: str | None = None) -> list[str]:
+        """Ids of all version folders, the incomplete too, sorted by stage, name and version."""
+        found = []
+        stages = storage.list_folders(self.root) if stage is None else [stage]
+        for one in (s for s in stages if not s.startswith(".")):
+            for folder in storage.list_folders(self.url(one)):
+                match = _FOLDER.match(folder)
+                if match and name in (None, match["name"]):
+                    found.append((one, match["name"], int(match["version"])))
+        return [f"{one}/{called}@v{version}" for one, called, version in sorted(found)]
+
+    def records(self, stage: str | None = None, name: str | None = None) -> list[Record]:
+        """Records of the complete artifacts, sorted by stage, name, version. A damaged record raises ArtifactError."""
+        return [record for record in threaded(self._read, self.ids(stage, name)) if record is not None]
+
+    def load(self, artifact_id: str) -> Record:
+        """``stage/name@vN``, or ``stage/name`` for the newest. An unknown id raises ArtifactError with near ones."""
+        match = _ID.match(artifact_id)
+        if match is None:
+            raise ArtifactError(f"{artifact_id!r} is no artifact id; expected stage/name@vN or stage/name")
+        found = self._read(artifact_id) if match["version"] else self.newest(match["stage"], match["name"])
+        if found is not None:
+            return found
+        known = self.ids()
+        if artifact_id in known:
+            raise ArtifactError(f"{artifact_id} is incomplete: it has no {RECORD_FILE}; make it again")
+        near = difflib.get_close_matches(artifact_id, known, n=3, cutoff=0.4)
+        raise ArtifactError(
+            f"there is no artifact {artifact_id} in {storage.redact(self.root)}"
+            + (f"; near: {', '.join(near)}" if near else "")
+        )
+
+    def newest(self, stage: str, name: str) -> Record | None:
+        for artifact_id in reversed(self.ids(stage, name)):
+            if record := self._read(artifact_id):
+                return record
+        return None
+
+    def find(self, stage: str, name: str, fingerprint: str) -> Record | None:
+        """The newest artifact that was made from exactly this."""
+        for record in reversed(self.records(stage, name)):
+            if record.fingerprint == fingerprint:
+                return record
+        return None
+
+    def verify(self, record: Record, contents: bool = True) -> None:
+        """Raises ArtifactError, naming artifact and file, for a file that is missing, of another size, unknown to the
+        record or (``contents``) of another sha256, and for a record that is missing or has changed."""
+        if self._read(record.id) != record:
+            raise ArtifactError(f"{record.id}: {RECORD_FILE} is missing or has changed")
+        sizes = storage.list_sizes(self.url(record.id))
+        recorded = {entry.path: entry for entry in record.files}
+        for path in sorted({*sizes, *recorded} - {RECORD_FILE}):
+            if path not in sizes:
+                raise ArtifactError(
+                    f"{record.id}: {path} is missing; restore it, or remove the artifact and make it again"
+                )
+            if path not in recorded:
+                raise ArtifactError(f"{record.id}: {path} does not belong to it; remove the file")
+            if sizes[path] != recorded[path].bytes:
+                wrong = storage.difference((sizes[path], ""), (recorded[path].bytes, ""))
+                raise ArtifactError(f"{record.id}: {path} {wrong}")
+        if contents:
+            threaded(lambda entry: self._verify_file(record, entry, self.url(record.id, entry.path)), record.files)
+
+    def checked(self, record: Record, path: str) -> str:
+        """A local path of one verified file; a remote one is fetched into a cache (BITLM_CACHE, or ~/.cache/bitlm).
+
+        Raises ArtifactError, naming artifact and file, when it is missing or is not what the record says.
+        """
+        entry, url = record.file(path), self.url(record.id, path)
+        if storage.is_local(url):
+            self._verify_file(record, entry, url)
+            return url
+        cached = os.path.join(_cache(record), *path.split("/"))
+        if not (os.path.isfile(cached) and storage.sha256(cached) == (entry.bytes, entry.sha256)):
+            storage.download(url, cached, expect=(entry.bytes, entry.sha256))
+        return cached
+
+    def checked_folder(self, record: Record, prefix: str) -> str:
+        """A local folder that holds every file of the artifact below ``prefix``, each verified."""
+        paths = [entry.path for entry in record.files if entry.path.startswith(prefix.rstrip("/") + "/")]
+        if not paths:
+            raise ArtifactError(f"{record.id} has no folder {prefix}")
+        first = threaded(lambda path: self.checked(record, path), paths)[0]
+        return first[: len(first) - len(paths[0])] + prefix.rstrip("/")
+
+    def begin(self, stage: str, name: str, fingerprint: str) -> Work:
+        """Take up the work on an artifact, new or left by a run that died. Raises BusyError, an ArtifactError
+        that names the process, when another one is at it."""
+        assert _ID.match(f"{stage}/{name}"), f"{stage}/{name}"
+        return Work(self._work_folder(stage, name, fingerprint), f"{stage}/{name} ({fingerprint[:8]})")
+
+    def discard(self, record: Record) -> None:
+        """Remove what a maker that died right after the commit left of the work (local roots, where a lock tells)."""
+        folder = self._work_folder(record.stage, record.name, record.fingerprint)
+        if storage.is_local(folder) and os.path.isdir(folder):
+            with contextlib.suppress(BusyError):
+                Work(folder, record.id).remove()
+
+    def commit(self, work: Work, draft: Draft) -> Record:
+        """Make what lies below ``work.out`` the next version, whole or not at all, and remove the work.
+
+        The versions of a name are numbered here, from 1. Raises ArtifactError when there is nothing to commit.
+        """
+        assert draft.fingerprint == fingerprint(
+            draft.stage,
+            draft.format,
+            draft.identity,
+            {role: record.fingerprint for role, record in draft.inputs.items()},
+        ), "the fingerprint is not that of the draft"
+        assert_plain(draft.metrics, "metrics")
+        work.check()
+        if storage.is_local(work.out):
+            publish.prepare(work.out)
+        paths = [path for path in storage.list_files(work.out) if path != RECORD_FILE]
+        if not paths:
+            raise ArtifactError(f"{draft.stage}/{draft.name}: nothing was written to {storage.redact(work.out)}")
+        files = threaded(lambda path: _entry(work.out, path), paths)
+        known = self.ids(draft.stage, draft.name)
+        first = int(known[-1].rpartition("@v")[2]) + 1 if known else 1
+        publisher = publish.local if storage.is_local(self.root) else publish.remote
+        with told(self.root):
+            key = f"{draft.stage}/{draft.name}"
+            record = publisher(self.root, key, work, first, lambda version: _record(draft, version, files))
+            work.remove()
+        return record
+
+    def _work_folder(self, stage: str, name: str, fingerprint: str) -> str:
+        return storage.join(self.root, ".work", stage, f"{name}-{fingerprint[:16]}")
+
+    def _read(self, artifact_id: str) -> Record | None:
+        data = storage.read_if_exists(self.url(artifact_id, RECORD_FILE))
+        return None if data is None else decode(data, artifact_id)
+
+    def _verify_file(self, record: Record, entry: FileEntry, url: str) -> None:
+        if not storage.exists(url):
+            raise ArtifactError(
+                f"{record.id}: {entry.path} is missing; restore it, or remove the artifact and make it again"
+            )
+        found = storage.sha256(url)
+        if found != (entry.bytes, entry.sha256):
+            raise ArtifactError(f"{record.id}: {entry.path} {storage.difference(found, (entry.bytes, entry.sha256))}")
+
+
+def _entry(out: str, path: str) -> FileEntry:
+    size, digest = storage.sha256(storage.join(out, path))
+    return FileEntry(path=path, bytes=size, sha256=digest)
+
+
+def _record(draft: Draft, version: int, files: list[FileEntry]) -> Record:
+    finished = datetime.now(UTC)
+    return Record(
+        schema_version=SCHEMA_VERSION,
+        id=f"{draft.stage}/{draft.name}@v{version}",
+        stage=draft.stage,
+        name=draft.name,
+        version=version,
+        fingerprint=draft.fingerprint,
+        format=draft.format,
+        identity=json.loads(json.dumps(draft.identity)),
+        execution=redacted(draft.execution),
+        inputs={
+            role: InputEntry(id=record.id, fingerprint=record.fingerprint) for role, record in draft.inputs.items()
+        },
+        files=files,
+        metrics=json.loads(json.dumps(draft.metrics)),
+        started=draft.started,
+        finished=finished,
+        seconds=round((finished - draft.started).total_seconds(), 3),
+        code=code_version(),
+        packages=packages(),
+        argv=redacted_argv(),
+    )
+
+
+def _cache(record: Record) -> str:
+    """A folder of the cache for exactly these bytes, wherever the artifact lies."""
+    root = os.environ.get("BITLM_CACHE") or os.path.expanduser("~/.cache/bitlm")
+    digest = hashlib.sha256(json.dumps([(entry.path, entry.sha256) for entry in record.files]).encode()).hexdigest()
+    return os.path.join(os.path.abspath(root), record.stage, f"{record.name}@v{record.version}-{digest[:16]}")

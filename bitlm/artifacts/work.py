@@ -1,0 +1,144 @@
+"""The place where one artifact is being made. It survives a kill, so that the next run finishes what is missing."""
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import socket
+from typing import Any
+
+import psutil
+
+from bitlm import storage
+from bitlm.errors import ArtifactError
+from bitlm.storage_requests import told
+
+_held: set[str] = set()  # tokens of this process's work on object stores
+
+
+class BusyError(ArtifactError):
+    """Another process is making the artifact."""
+
+
+class Work:
+    """``out`` becomes the artifact; ``scratch`` is private and kept until the commit. Both are URLs.
+
+    On a local root an OS lock is held until ``release``; the system frees it when the process dies. An object store has
+    no such lock: there an object names the owner. A living owner on this machine is respected; any other one loses the
+    work to whoever takes it up, and is refused when it tries to commit.
+    """
+
+    def __init__(self, folder: str, label: str) -> None:
+        """Raises BusyError, naming the process, while another one is at it."""
+        self.folder = folder
+        self.label = label
+        self.out = storage.join(folder, "out")
+        self.scratch = storage.join(folder, "scratch")
+        self._lock: int | None = None
+        self._token: str | None = None
+        if storage.is_local(folder):
+            with told(folder):
+                self._lock = _lock(folder, label)
+                for made in (self.out, self.scratch):
+                    os.makedirs(made, exist_ok=True)
+        else:
+            self._token = _own(storage.join(folder, "owner"), label)
+
+    def check(self) -> None:
+        """Raises BusyError when another process has taken the work up in the meantime (object stores)."""
+        owner = _owner(storage.join(self.folder, "owner")) if self._token else None
+        if self._token and (owner is None or owner["token"] != self._token):
+            holder = _told(owner) if owner else "another process, which has ended"
+            raise BusyError(f"{self.label} was taken up by {holder}; this process stops, run again to see the result")
+
+    def release(self) -> None:
+        """Let others take the work up; what was written stays. May be called again."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+        if self._token is not None:
+            _held.discard(self._token)
+
+    def remove(self) -> None:
+        """Remove all of it, while it is held, and the parents that it leaves empty; then release it."""
+        for part in (self.out, self.scratch):
+            storage.remove_tree(part)
+        if self._lock is not None:
+            os.unlink(os.path.join(self.folder, "lock"))
+            _remove_empty(self.folder, 3)
+        else:
+            storage.remove_tree(storage.join(self.folder, "owner"))
+        self.release()
+
+
+def _remove_empty(folder: str, levels: int) -> None:
+    """Remove a folder and its parents, ``levels`` in all, as long as they are empty."""
+    for _ in range(levels):
+        try:
+            os.rmdir(folder)
+        except OSError:  # not empty: another process is at work there
+            return
+        folder = os.path.dirname(folder)
+
+
+def _lock(folder: str, label: str) -> int:
+    """Descriptor of the locked file. Raises BusyError that names the process which holds the lock."""
+    path = os.path.join(folder, "lock")
+    while True:
+        # Another process may remove the folder, its parents or the file, its work being done, between any two steps.
+        try:
+            os.makedirs(folder, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 200).decode() or "another process"
+            os.close(descriptor)
+            raise BusyError(f"{label} is being made by {holder}; wait for it, or stop it") from None
+        if _is(path, descriptor):
+            os.truncate(descriptor, 0)
+            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+            return descriptor
+        os.close(descriptor)
+
+
+def _is(path: str, descriptor: int) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    return False
+
+
+def _own(url: str, label: str) -> str:
+    """Become the owner named at ``url``; returns the token. Raises BusyError while a process of this machine is."""
+    owner = _owner(url)
+    if owner is not None and _alive(owner):
+        raise BusyError(f"{label} is being made by {_told(owner)}; wait for it, or stop it")
+    token = secrets.token_hex(16)
+    born = psutil.Process().create_time()
+    mine = {"token": token, "host": socket.gethostname(), "pid": os.getpid(), "born": born}
+    storage.write_atomic(url, json.dumps(mine).encode())
+    _held.add(token)
+    return token
+
+
+def _owner(url: str) -> dict[str, Any] | None:
+    data = storage.read_if_exists(url)
+    return None if data is None else json.loads(data)
+
+
+def _alive(owner: dict[str, Any]) -> bool:
+    if owner["host"] != socket.gethostname():
+        return False
+    if owner["pid"] == os.getpid():
+        return owner["token"] in _held
+    try:  # a number is used again; the time of birth tells the processes apart
+        return psutil.Process(owner["pid"]).create_time() == owner["born"]
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _told(owner: dict[str, Any]) -> str:
+    return f"process {owner['pid']} on {owner['host']}"

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# A Ray head on this machine, in the foreground, with the job server on loopback. Ctrl-C (or SIGTERM) ends it and all it started.
+#   cluster/ray-head.sh [--num-cpus 2 …further options of `ray start`]
+# `ray stop` would end every Ray process of the machine; ending this script ends this head only.
+set -euo pipefail
+export RAY_USAGE_STATS_ENABLED=0
+exec ray start --head --block --dashboard-host 127.0.0.1 --dashboard-port "${BITLM_JOB_PORT:-8265}" \
+  --port "${BITLM_RAY_PORT:-6379}" --disable-usage-stats "$@"

@@ -1,0 +1,167 @@
+"""``bitlm artifacts list | show | lineage | diff | verify``."""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bitlm import storage
+from bitlm.artifacts import Record, Store, diff, lineage, tree
+from bitlm.artifacts.lineage import human_bytes, key_metrics
+from bitlm.errors import ArtifactError, BitLMError
+from bitlm.storage import redact
+
+
+def add_artifacts_parser(subparsers: Any) -> None:
+    """Add ``artifacts`` to the commands of ``bitlm``; parsed arguments get ``command``, a function of themselves."""
+    parser = subparsers.add_parser("artifacts", help="list, show, compare and verify what was made")
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+
+    def add(action: Any, name: str, help: str) -> argparse.ArgumentParser:
+        one = actions.add_parser(name, help=help)
+        one.add_argument(
+            "--root", default="artifacts", metavar="DIR_OR_URL", help="where artifacts live (default: artifacts)"
+        )
+        one.add_argument("--json", action="store_true", help="print JSON on standard output")
+        one.set_defaults(command=run, action=action)
+        return one
+
+    listed = add(_list, "list", "all artifacts, or those of a stage or name")
+    listed.add_argument("which", nargs="?", metavar="STAGE[/NAME]")
+    add(_show, "show", "the record of an artifact").add_argument(
+        "id", metavar="ID", help="stage/name@vN, or stage/name for the newest"
+    )
+    add(_lineage, "lineage", "an artifact and all it was made from").add_argument("id", metavar="ID")
+    compared = add(_diff, "diff", "what differs between what two artifacts were made from")
+    compared.add_argument("a", metavar="A")
+    compared.add_argument("b", metavar="B")
+    verified = add(_verify, "verify", "check records and files, of the named artifacts or of all")
+    verified.add_argument("ids", nargs="*", metavar="ID")
+    verified.add_argument("--sizes-only", action="store_true", help="do not read the contents")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit code: 0 only when all that was asked for exists and, for ``verify``, is intact."""
+    try:
+        return args.action(args, Store(args.root))
+    except BitLMError as error:
+        if args.json:
+            _print_json({"error": str(error)})
+        print(f"bitlm: {error}", file=sys.stderr)
+        return 1
+
+
+def _list(args: argparse.Namespace, store: Store) -> int:
+    stage, _, name = (args.which or "").partition("/")
+    records = store.records(stage or None, name or None)
+    if not records and (args.which or not storage.exists(store.root)):
+        raise ArtifactError(f"there is no artifact{f' {args.which}' if args.which else ''} in {redact(store.root)}")
+    if args.json:
+        _print_json([_summary(store, record) for record in records])
+        return 0
+    table = Table("artifact", "made", "took", "files", "size", "metrics", title=f"artifacts in {redact(store.root)}")
+    for record in records:
+        made = record.finished.astimezone().strftime("%Y-%m-%d %H:%M")
+        table.add_row(
+            record.id,
+            made,
+            f"{record.seconds:,.1f} s",
+            f"{len(record.files):,}",
+            human_bytes(record.bytes),
+            key_metrics(record),
+        )
+    _console().print(table)
+    return 0
+
+
+def _show(args: argparse.Namespace, store: Store) -> int:
+    record = store.load(args.id)
+    fields = record.model_dump(mode="json") | {"path": store.url(record.id)}
+    if args.json:
+        _print_json(fields)
+        return 0
+    files = fields.pop("files")
+    about = Table(show_header=False, title=record.id)
+    for key, value in fields.items():
+        about.add_row(key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1))
+    contents = Table("file", "bytes", "sha256")
+    for entry in files:
+        contents.add_row(entry["path"], f"{entry['bytes']:,}", entry["sha256"][:16])
+    console = _console()
+    console.print(about)
+    console.print(contents)
+    return 0
+
+
+def _lineage(args: argparse.Namespace, store: Store) -> int:
+    record = store.load(args.id)
+    if args.json:
+        _print_json([_summary(store, one) for one in lineage(store, record)])
+    else:
+        _console().print(tree(store, record), soft_wrap=True)
+    return 0
+
+
+def _diff(args: argparse.Namespace, store: Store) -> int:
+    a, b = store.load(args.a), store.load(args.b)
+    changes = diff(a, b)
+    if args.json:
+        _print_json([{"key": change.key, "old": change.old, "new": change.new} for change in changes])
+        return 0
+    if not changes:
+        print(f"{a.id} and {b.id} were made from the same")
+        return 0
+    table = Table("field", a.id, b.id)
+    for change in changes:
+        table.add_row(change.key, str(change.old), str(change.new))
+    _console().print(table)
+    return 0
+
+
+def _verify(args: argparse.Namespace, store: Store) -> int:
+    faults: dict[str, str | None] = {}
+    asked = args.ids or store.ids()
+    if not asked:
+        raise ArtifactError(f"there is no artifact in {redact(store.root)}")
+    for artifact_id in asked:
+        try:
+            record = store.load(artifact_id)
+            artifact_id = record.id
+            store.verify(record, contents=not args.sizes_only)
+            faults[artifact_id] = None
+        except ArtifactError as error:
+            faults[artifact_id] = str(error)
+    if args.json:
+        _print_json([{"id": one, "ok": fault is None, "error": fault} for one, fault in faults.items()])
+    else:
+        table = Table("artifact", "verified")
+        for one, fault in faults.items():
+            table.add_row(one, Text("ok", "green") if fault is None else Text(fault, "red"))
+        _console().print(table)
+    return 0 if all(fault is None for fault in faults.values()) else 1
+
+
+def _summary(store: Store, record: Record) -> dict[str, Any]:
+    return {
+        "id": record.id,
+        "path": store.url(record.id),
+        "fingerprint": record.fingerprint,
+        "files": len(record.files),
+        "bytes": record.bytes,
+        "finished": record.finished.isoformat(),
+        "seconds": record.seconds,
+        "metrics": record.metrics,
+        "inputs": {role: entry.id for role, entry in record.inputs.items()},
+    }
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def _console() -> Console:
+    return Console(markup=False, highlight=False)
