@@ -98,15 +98,21 @@ def missing_input(step: Step, role: str) -> str:
     )
 
 
-def stage_task(stage: str, build: Build) -> Task[[Step, Run], Outcome]:
-    """The Prefect task of a stage. A stage is idempotent, so Prefect may run it once more after a fault that is not the user's."""
+def stage_task(stage: str, build: Build, then: Callable[[Record, Run], None] | None = None) -> Task[[Step, Run], Outcome]:
+    """The Prefect task of a stage; ``then`` may record something about the finished artifact.
+
+    A stage is idempotent, so Prefect may run it once more after a fault that is not the user's.
+    """
 
     @task(
         name=stage, task_run_name="{step.key}", cache_policy=NO_CACHE, persist_result=False,
         retries=1, retry_delay_seconds=2, retry_condition_fn=_worth_retrying,
     )
     def run_stage(step: Step, run: Run) -> Outcome:
-        return run_step(step, run, build)
+        outcome = run_step(step, run, build)
+        if then is not None:
+            then(outcome.record, run)
+        return outcome
 
     return run_stage
 
@@ -116,7 +122,8 @@ def run_step(step: Step, run: Run, build: Build) -> Outcome:
     found = run.store.find(step.stage, step.name, step.fingerprint)
     if found is not None:
         run.verify(found)
-        run.console.print(f"[green]reused[/]  {found.id}")
+        run.store.discard(found)
+        run.console.print(f"[green]reused[/]  {found.id}", highlight=False)
         return _told(Outcome(found, run.store.url(found.id), True, ()))
     reasons = tuple(explain(run.store.newest(step.stage, step.name), step))
     run.console.print(f"[bold]making[/]  {step.key}  [dim]({'; '.join(reasons)})[/]", highlight=False)

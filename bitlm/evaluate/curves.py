@@ -1,4 +1,4 @@
-"""Line charts as inline SVG. Colours, weights and fonts come from the page's style sheet (classes ``s0``, ``s1``, …)."""
+"""Line charts as inline SVG. Colours, weights and fonts come from the page's style sheet (classes ``s0``, ``s1`` …)."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,8 @@ from markupsafe import Markup, escape
 
 Point = tuple[float, float]
 
-WIDTH, HEIGHT = 720, 340
+HEIGHT = 340
+WIDE, NARROW = 640, 430
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 14, 44
 MOST_POINTS = 150
 MOST_MARKERS = 60
@@ -22,7 +23,7 @@ class Series:
     """Number of the colour, so that a head keeps its colour from chart to chart."""
 
 
-def line_chart(series: Sequence[Series], *, title: str, x_label: str, y_label: str) -> Markup:
+def line_chart(series: Sequence[Series], *, title: str, x_label: str, y_label: str, width: int = WIDE) -> Markup:
     """One chart with axes and grid; the legend is the page's. Empty series are left out; "" where nothing is left.
 
     A series of more than ``MOST_POINTS`` points is shown by the means of equal runs of it.
@@ -30,11 +31,11 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, y_label: s
     drawn = [Series(s.label, thin(s.points), s.style) for s in series if s.points]
     if not drawn:
         return Markup("")
-    x_ticks = ticks(0, max(x for s in drawn for x, _ in s.points))
-    y_ticks = ticks(min(y for s in drawn for _, y in s.points), max(y for s in drawn for _, y in s.points))
-    scale = _Scale(x_ticks, y_ticks)
+    last = max(x for s in drawn for x, _ in s.points)
+    heights = [y for s in drawn for _, y in s.points]
+    scale = _Scale(ticks(0, last, about=width // 100), ticks(min(heights), max(heights)), last, width)
     parts = [
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">',
+        f'<svg class="chart" viewBox="0 0 {width} {HEIGHT}" role="img" aria-label="{escape(title)}">',
         f"<title>{escape(title)}</title>",
         *_axes(scale, x_label, y_label),
         *(part for s in drawn for part in _line(scale, s)),
@@ -71,10 +72,11 @@ def number(value: float) -> str:
 class _Scale:
     x_ticks: list[float]
     y_ticks: list[float]
+    last: float
+    width: int
 
     def x(self, value: float) -> float:
-        low, high = self.x_ticks[0], self.x_ticks[-1]
-        return round(LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT), 1)
+        return round(LEFT + value / self.last * (self.width - LEFT - RIGHT), 1)
 
     def y(self, value: float) -> float:
         low, high = self.y_ticks[0], self.y_ticks[-1]
@@ -82,22 +84,22 @@ class _Scale:
 
 
 def _axes(scale: _Scale, x_label: str, y_label: str) -> list[str]:
-    bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
+    bottom, right = HEIGHT - BOTTOM, scale.width - RIGHT
     parts = []
     for tick in scale.y_ticks:
         y = scale.y(tick)
         parts.append(f'<path class="grid" d="M{LEFT} {y}H{right}"/>')
         parts.append(f'<text class="tick" x="{LEFT - 8}" y="{y + 4}" text-anchor="end">{number(tick)}</text>')
-    for tick in scale.x_ticks:
+    for tick in (tick for tick in scale.x_ticks if tick <= scale.last):
         x = scale.x(tick)
         parts.append(f'<path class="axis" d="M{x} {bottom}v5"/>')
         parts.append(f'<text class="tick" x="{x}" y="{bottom + 18}" text-anchor="middle">{number(tick)}</text>')
-    middle = (TOP + bottom) / 2
+    turned = f"translate(13 {(TOP + bottom) / 2}) rotate(-90)"
     return [
         *parts,
         f'<path class="axis" d="M{LEFT} {bottom}H{right}"/>',
         f'<text class="label" x="{(LEFT + right) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>',
-        f'<text class="label" transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>',
+        f'<text class="label" transform="{turned}" text-anchor="middle">{escape(y_label)}</text>',
     ]
 
 

@@ -36,10 +36,12 @@ def lineage_svg(records: Sequence[Record]) -> Markup:
     width = max(_width(layer) for layer in layers) + 2 * MARGIN
     _place(layers, width)
     height = len(layers) * (BOX_HEIGHT + LAYER_GAP) - LAYER_GAP + 2 * MARGIN
-    parts = [f'<svg class="lineage" viewBox="0 0 {width:.0f} {height}" style="max-width:{width:.0f}px" role="img" aria-label="Lineage">']
-    parts += [_edge(parent, spot, depth) for depth, layer in enumerate(layers) for spot in layer for parent in spot.parents]
-    parts += [_crossing(spot, depth) for depth, layer in enumerate(layers) for spot in layer if spot.record is None]
-    parts += [_box(spot, depth) for depth, layer in enumerate(layers) for spot in layer if spot.record is not None]
+    size = f'viewBox="0 0 {width:.0f} {height}" style="max-width:{width:.0f}px"'
+    placed = [(spot, depth) for depth, layer in enumerate(layers) for spot in layer]
+    parts = [f'<svg class="lineage" {size} role="img" aria-label="Lineage">']
+    parts += [_edge(parent, spot, depth) for spot, depth in placed for parent in spot.parents]
+    parts += [_crossing(spot, depth) for spot, depth in placed if spot.record is None]
+    parts += [_box(spot, depth) for spot, depth in placed if spot.record is not None]
     return Markup("\n".join([*parts, "</svg>"]))
 
 
@@ -119,8 +121,8 @@ def _top(depth: int) -> int:
 
 def _edge(parent: _Spot, spot: _Spot, depth: int) -> str:
     start, end = _top(depth - 1) + BOX_HEIGHT, _top(depth)
-    half = (start + end) / 2
-    return f'<path class="edge" d="M{parent.x:.1f} {start}C{parent.x:.1f} {half} {spot.x:.1f} {half} {spot.x:.1f} {end}"/>'
+    bend = f"{parent.x:.1f} {(start + end) / 2} {spot.x:.1f} {(start + end) / 2}"
+    return f'<path class="edge" d="M{parent.x:.1f} {start}C{bend} {spot.x:.1f} {end}"/>'
 
 
 def _crossing(spot: _Spot, depth: int) -> str:
@@ -130,11 +132,12 @@ def _crossing(spot: _Spot, depth: int) -> str:
 def _box(spot: _Spot, depth: int) -> str:
     assert spot.record is not None
     left, top = spot.x - spot.width / 2, _top(depth)
+    centre = f'x="{spot.x:.1f}" text-anchor="middle"'
     return (
         f'<g class="node"><title>{escape(spot.record.id)}</title>'
         f'<rect x="{left:.1f}" y="{top}" width="{spot.width:.1f}" height="{BOX_HEIGHT}" rx="5"/>'
-        f'<text class="stage" x="{spot.x:.1f}" y="{top + 15}" text-anchor="middle">{escape(spot.record.stage)}</text>'
-        f'<text class="name" x="{spot.x:.1f}" y="{top + 31}" text-anchor="middle">{escape(_name(spot.record))}</text></g>'
+        f'<text class="stage" {centre} y="{top + 15}">{escape(spot.record.stage)}</text>'
+        f'<text class="name" {centre} y="{top + 31}">{escape(_name(spot.record))}</text></g>'
     )
 
 

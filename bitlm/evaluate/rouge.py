@@ -1,7 +1,7 @@
 """ROUGE F1 ×100 by the ``rouge-score`` package with stemming, and bootstrap intervals of the mean over examples.
 
-rougeL reads a text as one sequence whatever its line breaks. rougeLsum takes the union of the matches sentence by sentence,
-so it depends on where sentences end: here at line breaks and where `bitlm.evaluate.lead.sentences` says, on both sides.
+rougeL reads a text as one sequence whatever its line breaks. rougeLsum takes the union of the matches sentence by
+sentence, so it depends on where sentences end: on both sides at line breaks and where ``lead.sentences`` says.
 """
 
 import gzip
@@ -43,7 +43,7 @@ def score_pairs(predictions: Iterable[str], references: Iterable[str]) -> np.nda
 
 
 def bootstrap(values: np.ndarray, samples: int, seed: int, level: float = 0.95) -> np.ndarray:
-    """Percentile bootstrap interval of the mean over examples (Efron 1979): [2, measures] from ``values`` [examples, measures].
+    """Percentile bootstrap interval of the mean (Efron 1979): values [examples, measures] → [2, measures].
 
     Every measure sees the same resamples. A function of its arguments alone.
     """
@@ -78,7 +78,7 @@ def score(predictions: Sequence[str], references: Sequence[str], samples: int = 
 
 
 def score_files(predictions: str, references: str, samples: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """Score two files (paths or URLs): ``.txt`` with one example per line, ``.jsonl`` (both also ``.gz``) or ``.parquet``.
+    """Score two files (paths or URLs): ``.txt`` (one example per line) or ``.jsonl``, also ``.gz``, or ``.parquet``.
 
     Raises SourceError, naming the file, when one cannot be read, has no fitting column, or the lengths differ.
     """
@@ -86,7 +86,8 @@ def score_files(predictions: str, references: str, samples: int = 1000, seed: in
     theirs = _texts(references, REFERENCE_COLUMNS)
     if len(ours) != len(theirs):
         raise SourceError(
-            f"{predictions} has {len(ours)} predictions but {references} has {len(theirs)} references; line i of one must belong to line i of the other"
+            f"{predictions} has {len(ours)} predictions but {references} has {len(theirs)} references: "
+            "line i of one must belong to line i of the other"
         )
     if not ours:
         raise SourceError(f"{predictions} is empty: there is nothing to score")

@@ -1,4 +1,4 @@
-"""The ROUGE table, made once and shown as HTML, Markdown, a terminal table and a Prefect table: our rows, then the article's."""
+"""The ROUGE table, made once for HTML, Markdown, the terminal and Prefect: our rows, then the article's."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -25,10 +25,10 @@ _ARTICLE_FIGURES = (
     ("“Lead-3” (first sentence)", 16.30, 1.60, 11.95),
     ("PTGEN", 29.70, 9.21, 23.24),
     ("PTGEN + Coverage", 28.10, 8.02, 21.72),
-    ("BitLM 8B, LM head, pretrained", 10.06, 2.64, 8.78),
-    ("BitLM 8B, LM head, fine-tuned", 23.20, 4.45, 18.04),
-    ("BitLM 8B, diffusion head, pretrained", 19.49, 2.03, 15.19),
-    ("BitLM 8B, diffusion head, fine-tuned", 26.05, 6.44, 20.12),
+    ("BitLM 8B LM head, pretrained", 10.06, 2.64, 8.78),
+    ("BitLM 8B LM head, fine-tuned", 23.20, 4.45, 18.04),
+    ("BitLM 8B diffusion head, pretrained", 19.49, 2.03, 15.19),
+    ("BitLM 8B diffusion head, fine-tuned", 26.05, 6.44, 20.12),
 )
 
 
@@ -65,7 +65,10 @@ def rows(evaluations: Sequence[tuple[Record, Mapping[str, Any]]]) -> list[Row]:
     """One row for each (evaluate record, its scores.json), in order, then the article's."""
     ours = [
         Row(
-            system=system_label(record), source="ours", examples=scores["examples"], artifact=record.id,
+            system=system_label(record),
+            source="ours",
+            examples=scores["examples"],
+            artifact=record.id,
             scores={measure: Score.model_validate(scores[measure]) for measure in MEASURES},
         )
         for record, scores in evaluations
@@ -92,18 +95,20 @@ def markdown(table: Sequence[Row]) -> str:
 
 
 def terminal(table: Sequence[Row]) -> Table:
-    """For ``rich.print``; the article's rows are dim and stand below a rule."""
-    shown = Table(title="ROUGE F1 ×100 [95% interval]", caption=ARTICLE_NOTE, caption_justify="left")
+    """For ``rich.print``, within 80 columns: ROUGE-1/2/L; the article's rows are dim and stand below a rule."""
+    counts = sorted({row.examples for row in table if row.examples})
+    shown = Table(
+        title=f"ROUGE F1 ×100 ± half the 95% interval; examples: {' or '.join(f'{count:,}' for count in counts)}",
+        caption=ARTICLE_NOTE,
+        caption_justify="left",
+    )
     shown.add_column("system")
-    for title in TITLES.values():
-        shown.add_column(title, justify="right")
-    shown.add_column("examples", justify="right")
-    last_of_ours = sum(row.source == "ours" for row in table) - 1
-    for index, row in enumerate(table):
-        system = row.system if row.source == "ours" else f"article: {row.system}"
-        examples = f"{row.examples:,}" if row.examples else "–"
-        style = None if row.source == "ours" else "dim"
-        shown.add_row(system, *cells(row), examples, style=style, end_section=index == last_of_ours)
+    for measure in MEASURES[:3]:
+        shown.add_column(TITLES[measure], justify="right", no_wrap=True)
+    for source, style, prefix in (("ours", None, ""), ("article", "dim", "article: ")):
+        for row in (row for row in table if row.source == source):
+            shown.add_row(prefix + row.system, *(_short(row.scores[measure]) for measure in MEASURES[:3]), style=style)
+        shown.add_section()
     return shown
 
 
@@ -111,8 +116,10 @@ def plain(table: Sequence[Row]) -> list[dict[str, Any]]:
     """Rows of text cells, for a Prefect table artifact."""
     return [
         {
-            "system": row.system, "source": row.artifact or ARTICLE,
-            **dict(zip(TITLES.values(), cells(row), strict=True)), "examples": row.examples or "–",
+            "system": row.system,
+            "source": row.artifact or ARTICLE,
+            **dict(zip(TITLES.values(), cells(row), strict=True)),
+            "examples": row.examples or "–",
         }
         for row in table
     ]
@@ -120,6 +127,10 @@ def plain(table: Sequence[Row]) -> list[dict[str, Any]]:
 
 def _line(texts: Sequence[str]) -> str:
     return f"| {' | '.join(texts)} |"
+
+
+def _short(score: Score) -> str:
+    return f"{score.f1:.2f}" if score.low is None else f"{score.f1:.2f} ± {(score.high - score.low) / 2:.2f}"
 
 
 def _escape(text: str) -> str:

@@ -1,0 +1,91 @@
+"""From examples to predicted texts: a model loaded once, batches that finish in any order, one file in row order.
+
+The noise of an example depends on its row in the split alone, so neither the order nor the size of the batches nor the
+number of workers changes a text.
+"""
+
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bitlm import storage
+from bitlm.artifacts.store import Store
+from bitlm.config import EvaluateConfig
+from bitlm.data.tokenizer import TextTokenizer
+from bitlm.model.model import BitLMForCausalLM
+
+SCHEMA = pa.schema(
+    [
+        pa.field("row", pa.int64(), nullable=False),  # of the split
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("prompt_tokens", pa.int32()),  # null for a system without a model
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("reference", pa.string(), nullable=False),
+        pa.field("steps", pa.int32(), nullable=False),  # calls of the output head
+    ]
+)
+Prediction = dict[str, Any]
+"""One row of ``SCHEMA``."""
+
+
+class Predictor:
+    """A trained model with its tokenizer, from verified files; ``device`` as torch names it."""
+
+    def __init__(self, root: str, model_id: str, device: str = "cpu") -> None:
+        """Raises ArtifactError, naming artifact and file, where one is not what its record says."""
+        store = Store(root)
+        folder = store.checked_folder(store.load(model_id), "model")
+        self._model = BitLMForCausalLM.load(folder).to(device).eval()
+        self._tokenizer = TextTokenizer.load(folder)
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text)
+
+    def texts(
+        self, rows: Sequence[int], prompts: Sequence[Sequence[int]], max_new_tokens: int, settings: EvaluateConfig
+    ) -> tuple[list[str], list[int]]:
+        """The text of each prompt, special tokens cut and white space trimmed (it may be empty), and its head calls."""
+        output = self._model.generate(
+            prompts,
+            max_new_tokens=max_new_tokens,
+            num_steps=settings.num_steps,
+            guidance_scale=settings.guidance_scale,
+            seed=settings.seed,
+            example_ids=rows,
+        )
+        return [self._tokenizer.decode(ids).strip() for ids in output.ids], output.calls
+
+
+def batches(lengths: Sequence[int], finished: set[int], size: int) -> list[list[int]]:
+    """Row numbers in batches of prompts of like length, longest first, so that what does not fit fails at once.
+
+    Whole batches that are finished leave the others as they were.
+    """
+    order = sorted((row for row in range(len(lengths)) if row not in finished), key=lambda row: (-lengths[row], row))
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def write_part(folder: str, predictions: Iterable[Prediction]) -> None:
+    """Write the predictions of one batch, whole or not at all. The same batch again replaces it with the same bytes."""
+    table = pa.Table.from_pylist(list(predictions), schema=SCHEMA)
+    storage.write_atomic(storage.join(folder, f"{table['row'][0].as_py():09d}.parquet"), to_parquet(table))
+
+
+def read_parts(folder: str) -> pa.Table:
+    """All predictions in a folder of parts, by row."""
+    parts = [read(storage.join(folder, path)) for path in storage.list_files(folder) if path.endswith(".parquet")]
+    return pa.concat_tables([SCHEMA.empty_table(), *parts]).combine_chunks().sort_by("row")
+
+
+def read(url: str) -> pa.Table:
+    return pq.read_table(io.BytesIO(storage.read_bytes(url)))
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    """The same bytes for the same rows, however they were gathered."""
+    sink = io.BytesIO()
+    pq.write_table(table.combine_chunks(), sink, compression="zstd")
+    return sink.getvalue()

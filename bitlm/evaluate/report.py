@@ -1,0 +1,126 @@
+"""The report: one HTML page without any outside resource, and its tables as Markdown.
+
+Both depend on the results alone: the same artifacts give the same page, whenever it is made.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from bitlm.artifacts.record import Record
+from bitlm.evaluate import curves, table
+from bitlm.evaluate.lineage_svg import lineage_svg
+from bitlm.evaluate.results import Results, range_of
+
+STYLES = {"diffusion": 0, "lm": 1}
+GROUPS = (
+    ("ours", "This pipeline"),
+    ("article", "The article’s table (arXiv 2605.11577), XSum test set, for orientation only"),
+)
+EXAMPLES_NOTE = "Evenly spaced rows of the split, not chosen by hand; texts are shown as they were generated."
+VALIDATION_CAPTION = "Nats per token on held-out text: an upper bound for the diffusion head, exact for the LM head."
+LOSS_CAPTION = (
+    "Training loss. The heads minimize different quantities: compare shapes, not heights. "
+    f"Means of equal runs of steps where there are more than {curves.MOST_POINTS}."
+)
+FOOTER = "Made from the artifacts above alone: the same artifacts give the same page."
+
+
+def render_markdown(results: Results) -> str:
+    """The ROUGE and validation tables, for a README or a pull request."""
+    rows = [table.Row.model_validate(row) for row in results["rows"]]
+    parts = [
+        f"# {results['title']}",
+        f"Preset `{results['preset']}`. ROUGE F1 ×100 [95% bootstrap interval], {results['implementation']}. "
+        f"{results['newlines']}.",
+        table.markdown(rows),
+        table.ARTICLE_NOTE,
+        table.LEAD_NOTE,
+    ]
+    if results["validation"]:
+        lines = ["| model | step | nats per token | bits per byte | kind |", "| --- | ---: | ---: | ---: | --- |"]
+        lines += [_validation_line(line) for line in results["validation"]]
+        parts += ["## Likelihood on held-out text", "\n".join(lines)]
+    if results["notes"]:
+        parts += ["## Notes", "\n".join(f"- {note}" for note in results["notes"])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _validation_line(line: Mapping[str, Any]) -> str:
+    bits = "–" if line["bits_per_byte"] is None else f"{line['bits_per_byte']:.4f}"
+    return f"| {line['system']} | {line['step']:,} | {line['nats_per_token']:.4f} | {bits} | {line['kind']} |"
+
+
+def render_html(results: Results, ancestry: Sequence[Record]) -> str:
+    """One self-contained page. Every text from outside is escaped."""
+    environment = Environment(
+        loader=PackageLoader("bitlm.evaluate", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    rows = [table.Row.model_validate(row) for row in results["rows"]]
+    shown = {
+        "rows": rows,
+        "measures": table.TITLES,
+        "groups": GROUPS,
+        "article_note": table.ARTICLE_NOTE,
+        "lead_note": table.LEAD_NOTE,
+        "examples_note": EXAMPLES_NOTE,
+        "footer": FOOTER,
+        "byline": _byline(results, rows),
+        "charts": _charts(results["curves"]),
+        "lineage": lineage_svg(ancestry),
+        "configuration": [{"id": made["id"], "settings": flatten(made["identity"])} for made in results["artifacts"]],
+        "versions": list(results["versions"].items()),
+    }
+    return environment.get_template("report.html.j2").render({**results, **shown})
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Dotted keys and JSON values, in order."""
+    found = []
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            found += flatten(value, f"{prefix}{key}.")
+        else:
+            found.append((prefix + key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
+    return found
+
+
+def _byline(results: Results, rows: Sequence[table.Row]) -> str:
+    examples = range_of({row.examples for row in rows if row.examples})
+    finished = max(artifact["finished"] for artifact in results["artifacts"])
+    made = f"last artifact of {finished} UTC · bitlm {results['versions']['bitlm']}"
+    return f"Preset {results['preset']} · {examples} examples · {made}"
+
+
+def _charts(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Per stage: validation of both heads in one chart, as it is one unit; training losses apart, each in its own."""
+    charts = []
+    for stage, words in (("pretrain", "Pretraining"), ("finetune", "Fine-tuning")):
+        own = [curve for curve in found if curve["stage"] == stage]
+        legend = [{"label": table.HEADS[curve["head"]], "style": STYLES[curve["head"]]} for curve in own]
+        title = f"{words}: validation"
+        both = [_series(curve, "validation_nats_per_token") for curve in own]
+        validation = curves.line_chart(both, title=title, x_label="step", y_label="nats per token")
+        if validation:
+            charts.append({"title": title, "legend": legend, "panels": [validation], "caption": VALIDATION_CAPTION})
+        title = f"{words}: training loss"
+        losses = [_loss_chart(curve, title) for curve in own]
+        if any(losses):
+            charts.append({"title": title, "legend": legend, "panels": losses, "caption": LOSS_CAPTION})
+    return charts
+
+
+def _loss_chart(curve: Mapping[str, Any], title: str) -> str:
+    unit = "nats per token" if curve["head"] == "lm" else "loss per bit (as configured)"
+    title = f"{title} of the {table.HEADS[curve['head']]}"
+    return curves.line_chart([_series(curve, "loss")], title=title, x_label="step", y_label=unit, width=curves.NARROW)
+
+
+def _series(curve: Mapping[str, Any], name: str) -> curves.Series:
+    return curves.Series(table.HEADS[curve["head"]], [tuple(point) for point in curve[name]], STYLES[curve["head"]])

@@ -1,0 +1,181 @@
+"""The results of a pipeline, gathered once from its artifacts for the page, the Markdown and the JSON of the report."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from bitlm.artifacts.record import Record
+from bitlm.artifacts.store import Store
+from bitlm.config import DiffusionConfig, HeadConfig, ReportConfig
+from bitlm.evaluate import table
+from bitlm.evaluate.predictions import read
+
+FEW_EXAMPLES = 1000
+KINDS = {"diffusion": "upper bound", "lm": "exact"}
+CURVES = ("loss", "validation_nats_per_token")
+Results = dict[str, Any]
+
+
+def collect(
+    store: Store,
+    evaluations: Sequence[Record],
+    trained: Sequence[Record],
+    ancestry: Sequence[Record],
+    config: ReportConfig,
+    preset: str,
+) -> Results:
+    """What the report says, as plain JSON values.
+
+    ``evaluations`` and ``trained`` (pretrain and finetune records) are in the order to show; ``ancestry`` is these and
+    all that they came from, inputs before their users. Raises ArtifactError where a file of theirs is damaged.
+    """
+    scores = [json.loads(_text(store, record, "scores.json")) for record in evaluations]
+    predictions = [read(store.checked(record, "predictions.parquet")) for record in evaluations]
+    rows = table.rows(list(zip(evaluations, scores, strict=True)))
+    curves = [_curves(store, record) for record in trained]
+    return {
+        "title": config.title,
+        "preset": preset,
+        "implementation": scores[0]["implementation"],
+        "newlines": scores[0]["newlines"],
+        "rows": [row.model_dump(mode="json") for row in rows],
+        "outputs": [
+            _outputs(table.system_label(record), predicted)
+            for record, predicted in zip(evaluations, predictions, strict=True)
+            if "model" in record.inputs
+        ],
+        "validation": [line for curve in curves if (line := _last_validation(curve))],
+        "curves": curves,
+        "examples": _examples([row.system for row in rows], predictions, config.examples),
+        "notes": _notes(evaluations, scores, ancestry),
+        "artifacts": [
+            {
+                "id": record.id,
+                "fingerprint": record.fingerprint,
+                "inputs": [entry.id for entry in record.inputs.values()],
+                "finished": f"{record.finished:%Y-%m-%d %H:%M:%S}",
+                "seconds": record.seconds,
+                "identity": record.identity,
+            }
+            for record in ancestry
+        ],
+        "versions": _versions(ancestry),
+    }
+
+
+def _text(store: Store, record: Record, path: str) -> str:
+    with open(store.checked(record, path), encoding="utf-8") as file:
+        return file.read()
+
+
+def _model_label(record: Record) -> str:
+    return f"{table.HEADS[record.identity['head']]}, {table.TRAININGS[record.stage]}"
+
+
+def _curves(store: Store, record: Record) -> dict[str, Any]:
+    """From ``metrics.jsonl``: ``[[step, value], …]`` by name, and the last line of validation figures whole."""
+    lines = [json.loads(line) for line in _text(store, record, "metrics.jsonl").splitlines()]
+    validations = [line for line in lines if "validation_nats_per_token" in line]
+    return {
+        "artifact": record.id,
+        "stage": record.stage,
+        "head": record.identity["head"],
+        "system": _model_label(record),
+        "last_validation": validations[-1] if validations else None,
+        **{name: [[line["step"], line[name]] for line in lines if line.get(name) is not None] for name in CURVES},
+    }
+
+
+def _last_validation(curve: Mapping[str, Any]) -> dict[str, Any] | None:
+    line = curve["last_validation"]
+    if line is None:
+        return None
+    return {
+        "system": curve["system"],
+        "artifact": curve["artifact"],
+        "step": line["step"],
+        "kind": KINDS[curve["head"]],
+        "nats_per_token": line["validation_nats_per_token"],
+        "standard_error": line.get("validation_standard_error"),
+        "bits_per_byte": line.get("bits_per_byte"),
+    }
+
+
+def _outputs(system: str, predictions: pa.Table) -> dict[str, Any]:
+    texts = predictions["text"].to_pylist()
+    return {
+        "system": system,
+        "mean_calls": sum(predictions["steps"].to_pylist()) / len(texts),
+        "mean_words": sum(len(text.split()) for text in texts) / len(texts),
+        "empty": sum(not text for text in texts),
+    }
+
+
+def _examples(systems: Sequence[str], predictions: Sequence[pa.Table], count: int) -> list[dict[str, Any]]:
+    """``count`` evenly spaced rows of those that all systems have."""
+    by_row = [{line["row"]: line for line in predicted.to_pylist()} for predicted in predictions]
+    shared = sorted(set.intersection(*(set(lines) for lines in by_row)))
+    count = min(count, len(shared))
+    chosen = [shared[index * len(shared) // count] for index in range(count)]
+    return [
+        {
+            "row": row,
+            "id": by_row[0][row]["id"],
+            "reference": by_row[0][row]["reference"],
+            "texts": [{"system": s, "text": lines[row]["text"]} for s, lines in zip(systems, by_row, strict=False)],
+        }
+        for row in chosen
+    ]
+
+
+def _notes(evaluations: Sequence[Record], scores: Sequence[Mapping[str, Any]], ancestry: Sequence[Record]) -> list[str]:
+    notes = [
+        _choices(record) for record in ancestry if record.stage == "pretrain" and record.identity["head"] == "diffusion"
+    ]
+    counts = {score["examples"] for score in scores}
+    if min(counts) < FEW_EXAMPLES:
+        notes.append(f"Figures rest on {range_of(counts)} examples: compare the intervals, not the second decimal.")
+    if len(counts) > 1 or len({record.inputs["corpus"].fingerprint for record in evaluations}) > 1:
+        notes.append("The systems were not scored on the same examples: their rows cannot be compared.")
+    empty = sum(score["empty"] for score in scores)
+    if empty:
+        notes.append(f"{empty:,} outputs are empty; they count as examples and score 0.")
+    dirty = [record.id for record in ancestry if record.code.get("dirty")]
+    if dirty:
+        notes.append(f"{len(dirty)} of {len(ancestry)} artifacts were made by code with uncommitted changes.")
+    if len({_code(record) for record in ancestry}) > 1:
+        notes.append("The artifacts were made by different versions of the code; see Versions.")
+    return notes
+
+
+def _choices(record: Record) -> str:
+    """Whether a diffusion head was trained as the article and BitDance have it."""
+    defaults = {**DiffusionConfig().model_dump(mode="json"), "denoiser": HeadConfig().denoiser}
+    used = defaults | record.identity["diffusion"] | {"denoiser": record.identity["model"]["head"]["denoiser"]}
+    changed = [f"{key} = {used[key]} (there {defaults[key]})" for key in defaults if used[key] != defaults[key]]
+    if changed:
+        changes = ", ".join(changed)
+        return f"The diffusion head {record.id} departs from the choices of the article and BitDance: {changes}."
+    return f"The diffusion head {record.id} is trained with the choices of the article and BitDance."
+
+
+def _code(record: Record) -> str:
+    commit = record.code.get("commit")
+    changed = " with changes" if record.code.get("dirty") else ""
+    return f"{record.code['version']}" + (f" (commit {commit[:12]}{changed})" if commit else "")
+
+
+def _versions(ancestry: Iterable[Record]) -> dict[str, str]:
+    """Each package with its version, or all its versions where the artifacts differ."""
+    found: dict[str, dict[str, None]] = {}
+    for record in ancestry:
+        for package, version in {"bitlm": _code(record), **record.packages}.items():
+            found.setdefault(package, {})[version] = None
+    return {package: ", ".join(versions) for package, versions in found.items()}
+
+
+def range_of(counts: set[int]) -> str:
+    """One number, or the least and the greatest."""
+    return f"{min(counts):,}" if len(counts) == 1 else f"{min(counts):,} to {max(counts):,}"

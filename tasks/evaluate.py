@@ -1,0 +1,164 @@
+"""The evaluate stage: texts from one system (the lead baseline, or a model over Ray Data), then their ROUGE.
+
+Each batch of predictions is a file of its own in the scratch folder as soon as it is there, so that a run that was
+killed goes on with the batches that are missing.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+import ray
+import torch
+from ray.data import ActorPoolStrategy, DataContext
+
+from bitlm import errors, storage
+from bitlm.artifacts.record import Record
+from bitlm.artifacts.work import Work
+from bitlm.config import EvaluateConfig
+from bitlm.data.prompts import encode_prompts
+from bitlm.data.summaries import Example, read_examples
+from bitlm.data.tokenizer import TextTokenizer
+from bitlm.errors import ArtifactError, BitLMError, SourceError
+from bitlm.evaluate import rouge
+from bitlm.evaluate.lead import lead
+from bitlm.evaluate.predictions import SCHEMA, Prediction, Predictor, batches, read_parts, to_parquet, write_part
+from bitlm.steps import Step
+from tasks.run import Run, stage_task
+
+
+def build(step: Step, run: Run, work: Work) -> dict[str, Any]:
+    config = run.config.evaluate
+    corpus = run.input(step, "corpus")
+    examples = list(read_examples(run.store, corpus, config.split, config.examples))
+    if not examples:
+        raise SourceError(f"{corpus.id} has no example in its {config.split} split: there is nothing to score")
+    if step.identity["system"] == "lead":
+        rows = [_lead(row, example, config.lead_sentences) for row, example in enumerate(examples)]
+        predictions = pa.Table.from_pylist(rows, schema=SCHEMA)
+    else:
+        predictions = _generate(step, run, storage.join(work.scratch, "parts"), examples)
+    storage.write_atomic(storage.join(work.out, "predictions.parquet"), to_parquet(predictions))
+    run.progress.update(1.0, f"scoring {len(examples):,} texts")
+    texts, references = predictions["text"].to_pylist(), predictions["reference"].to_pylist()
+    scores = rouge.score(texts, references, config.bootstrap_samples, config.seed)
+    storage.write_atomic(storage.join(work.out, "scores.json"), json.dumps(scores, indent=1).encode())
+    figures = {measure: scores[measure]["f1"] for measure in rouge.MEASURES}
+    calls = sum(predictions["steps"].to_pylist()) / len(examples)
+    return {**figures, "examples": len(examples), "empty": scores["empty"], "mean_head_calls": calls}
+
+
+def _lead(row: int, example: Example, sentences: int) -> Prediction:
+    text = lead(example.document, sentences)
+    return {"row": row, "id": example.id, "prompt_tokens": None, "text": text, "reference": example.summary, "steps": 0}
+
+
+def _generate(step: Step, run: Run, parts: str, examples: Sequence[Example]) -> pa.Table:
+    """Predictions of a model for all examples, in their order."""
+    model = run.input(step, "model")
+    tokenizer = _tokenizer(run, model, run.input(step, "tokenizer"))
+    prompts = encode_prompts(tokenizer, [example.document for example in examples], run.config.prompt)
+    finished = set(read_parts(parts)["row"].to_pylist())
+    todo = batches([len(prompt) for prompt in prompts], finished, run.config.evaluate.execution.batch_size)
+    if todo:
+        run.ray()
+        done = len(finished)
+        for count in _counts(run, parts, model, [_item(rows, prompts, examples) for rows in todo]):
+            done += count
+            run.progress.update(done / len(examples), f"{done:,} of {len(examples):,} texts")
+    predictions = read_parts(parts)
+    assert predictions["row"].to_pylist() == list(range(len(examples))), f"{parts} does not hold every row once"
+    return predictions
+
+
+def _tokenizer(run: Run, model: Record, tokenizer: Record) -> TextTokenizer:
+    """The tokenizer artifact's, which must be the model's own."""
+    run.store.checked(tokenizer, "tokenizer.json")
+    found = TextTokenizer.load(os.path.dirname(run.store.checked(tokenizer, "tokenizer_info.json")))
+    with open(run.store.checked(model, "model/tokenizer_info.json"), encoding="utf-8") as file:
+        if json.load(file)["sha256"] != found.info.sha256:
+            raise ArtifactError(f"{model.id} was not trained with {tokenizer.id}: give the tokenizer it was made from")
+    return found
+
+
+def _item(rows: list[int], prompts: Sequence[list[int]], examples: Sequence[Example]) -> dict[str, Any]:
+    return {
+        "rows": rows,
+        "prompts": [prompts[row] for row in rows],
+        "ids": [examples[row].id for row in rows],
+        "references": [examples[row].summary for row in rows],
+    }
+
+
+class _Worker:
+    """An actor of Ray Data: holds the model, writes a part for each batch and answers with the number of its rows."""
+
+    def __init__(self, root: str, model_id: str, parts: str, max_new_tokens: int, settings: EvaluateConfig) -> None:
+        self._root, self._model_id, self._parts = root, model_id, parts
+        self._max_new_tokens, self._settings = max_new_tokens, settings
+
+    @cached_property
+    def _predictor(self) -> Predictor:
+        """Loaded with the first batch: of a fault in an actor's constructor Ray keeps only the text."""
+        torch.set_num_threads(self._settings.execution.cpus_per_actor)
+        return Predictor(self._root, self._model_id, "cuda" if self._settings.execution.use_gpu else "cpu")
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """A fault of ours is an answer too: as an exception it would come back as a text of Ray's."""
+        items = block.to_pylist()
+        try:
+            for item in items:
+                self._write(item)
+        except BitLMError as fault:
+            kind = next(base.__name__ for base in type(fault).__mro__ if base.__module__ == errors.__name__)
+            return pa.table({"count": [0], "kind": [kind], "fault": [str(fault)]})
+        return pa.table({"count": [sum(len(item["rows"]) for item in items)], "kind": [""], "fault": [""]})
+
+    def _write(self, item: dict[str, Any]) -> None:
+        texts, calls = self._predictor.texts(item["rows"], item["prompts"], self._max_new_tokens, self._settings)
+        lengths = [len(prompt) for prompt in item["prompts"]]
+        columns = item["rows"], item["ids"], lengths, texts, item["references"], calls
+        write_part(self._parts, [dict(zip(SCHEMA.names, line, strict=True)) for line in zip(*columns, strict=True)])
+
+
+def _counts(run: Run, parts: str, model: Record, items: list[dict[str, Any]]) -> Iterator[int]:
+    """Have all items predicted by a pool of actors; yields the number of rows of each batch as it is done.
+
+    A lost actor is replaced and its batch done again. A fault of ours in an actor is raised as it was.
+    """
+    settings = run.config.evaluate
+    _quiet()
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        _Worker,
+        batch_size=None,
+        batch_format="pyarrow",
+        fn_constructor_args=(run.store.root, model.id, parts, run.config.prompt.max_summary_tokens, settings),
+        compute=ActorPoolStrategy(min_size=1, max_size=settings.execution.num_actors),
+        num_cpus=_actor_cpus(settings),
+        num_gpus=1 if settings.execution.use_gpu else None,
+    )
+    for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        for answer in block.to_pylist():
+            if answer["fault"]:
+                raise getattr(errors, answer["kind"])(answer["fault"])
+            yield answer["count"]
+
+
+def _actor_cpus(settings: EvaluateConfig) -> float:
+    """CPUs of an actor. A pool that takes every CPU never finishes, so one stays free, or half of the only one."""
+    total = ray.cluster_resources().get("CPU", 1.0)
+    return min(settings.execution.cpus_per_actor, max(total - 1, total / 2))
+
+
+def _quiet() -> None:
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+task = stage_task("evaluate", build)

@@ -1,0 +1,56 @@
+"""The report stage: one page, its tables as Markdown, all of it as JSON, and Prefect artifacts."""
+
+import json
+from typing import Any
+
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.context import TaskRunContext
+
+from bitlm import storage
+from bitlm.artifacts.lineage import lineage
+from bitlm.artifacts.record import Record
+from bitlm.artifacts.work import Work
+from bitlm.evaluate import report, table
+from bitlm.evaluate.results import Results, collect
+from bitlm.steps import Step
+from tasks.run import Run, stage_task
+
+
+def build(step: Step, run: Run, work: Work) -> dict[str, Any]:
+    evaluations = _inputs(step, run, "evaluate")
+    trained = _inputs(step, run, "pretrain") + _inputs(step, run, "finetune")
+    ancestry = {one.id: one for record in [*trained, *evaluations] for one in lineage(run.store, record)}
+    preset = step.identity["preset"]
+    results = collect(run.store, evaluations, trained, list(ancestry.values()), run.config.report, preset)
+    markdown = report.render_markdown(results)
+    pages = {
+        "report.html": report.render_html(results, list(ancestry.values())),
+        "report.md": markdown,
+        "results.json": json.dumps(results, indent=1, ensure_ascii=False),
+    }
+    for name, text in pages.items():
+        storage.write_atomic(storage.join(work.out, name), text.encode())
+    _record(results, markdown)
+    return {"systems": len(evaluations), "examples": max(row["examples"] or 0 for row in results["rows"])}
+
+
+def link(record: Record, run: Run) -> None:
+    """A Prefect link to the finished page, where a run records it."""
+    if TaskRunContext.get() is not None:
+        url = run.store.url(record.id, "report.html")
+        href = f"file://{url}" if storage.is_local(url) else url
+        create_link_artifact(href, link_text=record.id, key="report", description="The report of the pipeline")
+
+
+def _inputs(step: Step, run: Run, prefix: str) -> list[Record]:
+    return [run.input(step, role) for role in step.inputs if role.startswith(f"{prefix}:")]
+
+
+def _record(results: Results, markdown: str) -> None:
+    if TaskRunContext.get() is not None:
+        rows = [table.Row.model_validate(row) for row in results["rows"]]
+        create_table_artifact(table.plain(rows), key="rouge", description=f"{table.ARTICLE_NOTE} {table.LEAD_NOTE}")
+        create_markdown_artifact(markdown, key="report-tables", description=results["title"])
+
+
+task = stage_task("report", build, then=link)

@@ -1,0 +1,134 @@
+"""A store with made-up artifacts of a whole pipeline, so that the report can be tested without running one."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bitlm import storage
+from bitlm.artifacts.lineage import lineage
+from bitlm.artifacts.record import Draft, Record, fingerprint
+from bitlm.artifacts.store import Store
+from bitlm.config import configure
+from bitlm.evaluate import predictions, rouge
+
+ATTACK = "<script>alert('x')</script> & <img src=http://evil.example/x.png>"
+
+
+@dataclass
+class MadeUp:
+    store: Store
+    evaluations: list[Record]
+    trained: list[Record]
+    ancestry: list[Record]
+
+
+def make(root: Path) -> MadeUp:
+    config, store = configure("tiny"), Store(str(root))
+    corpus = commit(store, "corpus", "docstrings", config.corpus.identity(), {}, {"source.json": b"{}"})
+    tokenizer = commit(
+        store, "tokenizer", "docstrings", config.tokenizer.identity(), {"corpus": corpus}, {"tokenizer.json": b"{}"}
+    )
+    tokens = commit(
+        store, "tokens", "docstrings", config.tokens.identity(), {"corpus": corpus, "tokenizer": tokenizer}, {"x": b"x"}
+    )
+    references = [f"Return the value of item {i} as text." for i in range(40)]
+    wrote = [f"Return item {i}. Nothing else." for i in range(40)]
+    evaluated = config.evaluate.model_dump(mode="json", exclude={"execution"})
+    evaluations = [
+        commit(
+            store,
+            "evaluate",
+            "docstrings-lead",
+            {"system": "lead", **evaluated},
+            {"corpus": corpus},
+            scored(wrote, references, None),
+        )
+    ]
+    trained = []
+    for head, level in (("diffusion", 5.4), ("lm", 3.9)):
+        identity = {
+            "head": head,
+            "model": config.model.model_dump(mode="json", exclude={"scale"}),
+            **config.pretrain.identity_for(head),
+        }
+        pretrain = commit(
+            store,
+            "pretrain",
+            f"tiny-{head}",
+            identity,
+            {"tokens": tokens, "tokenizer": tokenizer},
+            {"metrics.jsonl": curve(800, level)},
+        )
+        finetune = commit(
+            store,
+            "finetune",
+            f"tiny-{head}",
+            {"head": head, **config.finetune.identity_for(head)},
+            {"pretrain": pretrain, "corpus": corpus, "tokenizer": tokenizer},
+            {"metrics.jsonl": curve(300, level - 0.5)},
+        )
+        for model, training in ((pretrain, "pretrained"), (finetune, "finetuned")):
+            texts = [ATTACK, "", *(f"Return {training} thing number {i}." for i in range(2, 40))]
+            evaluations.append(
+                commit(
+                    store,
+                    "evaluate",
+                    f"tiny-{head}-{training}",
+                    {"system": "model", "head": head, **evaluated},
+                    {"model": model, "corpus": corpus, "tokenizer": tokenizer},
+                    scored(texts, references, 30),
+                )
+            )
+        trained += [pretrain, finetune]
+    ancestry = {one.id: one for record in [*trained, *evaluations] for one in lineage(store, record)}
+    return MadeUp(store, evaluations, trained, list(ancestry.values()))
+
+
+def commit(
+    store: Store, stage: str, name: str, identity: dict[str, Any], inputs: dict[str, Record], files: dict[str, bytes]
+) -> Record:
+    digest = fingerprint(stage, 1, identity, {role: record.fingerprint for role, record in inputs.items()})
+    work = store.begin(stage, name, digest)
+    for path, data in files.items():
+        storage.write_atomic(storage.join(work.out, path), data)
+    return store.commit(work, Draft(stage, name, digest, 1, identity, {}, inputs, {}, datetime(2026, 1, 2, tzinfo=UTC)))
+
+
+def scored(texts: list[str], references: list[str], steps: int | None) -> dict[str, bytes]:
+    rows = [
+        {
+            "row": i,
+            "id": f"id-{i}",
+            "prompt_tokens": None if steps is None else 50,
+            "text": text,
+            "reference": reference,
+            "steps": steps or 0,
+        }
+        for i, (text, reference) in enumerate(zip(texts, references, strict=True))
+    ]
+    table = predictions.pa.Table.from_pylist(rows, schema=predictions.SCHEMA)
+    return {
+        "predictions.parquet": predictions.to_parquet(table),
+        "scores.json": json.dumps(rouge.score(texts, references, samples=50)).encode(),
+    }
+
+
+def curve(steps: int, level: float, noise: Callable[[float], float] = math.sin) -> bytes:
+    lines = []
+    for step in range(1, steps + 1):
+        loss = level + 3 * math.exp(-step / 90) + 0.1 * noise(step * 1.7)
+        lines.append({"step": step, "loss": loss, "learning_rate": 1e-3, "tokens_per_second": 9000.0})
+        if step % 100 == 0:
+            lines.append(
+                {
+                    "step": step,
+                    "validation_nats_per_token": loss + 0.2,
+                    "validation_standard_error": 0.04,
+                    "bits_per_byte": loss / 3,
+                }
+            )
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
