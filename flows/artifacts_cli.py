@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from bitlm import storage
@@ -63,7 +63,7 @@ def _list(args: argparse.Namespace, store: Store) -> int:
     if args.json:
         _print_json([_summary(store, record) for record in records])
         return 0
-    table = Table("artifact", "made", "took", "files", "size", "metrics", title=f"artifacts in {redact(store.root)}")
+    table = _table("artifact", "made", "took", "files", "size", "metrics", title=f"artifacts in {redact(store.root)}")
     for record in records:
         made = record.finished.astimezone().strftime("%Y-%m-%d %H:%M")
         table.add_row(
@@ -85,10 +85,10 @@ def _show(args: argparse.Namespace, store: Store) -> int:
         _print_json(fields)
         return 0
     files = fields.pop("files")
-    about = Table(show_header=False, title=record.id)
+    about = _table("", "", show_header=False, title=record.id)
     for key, value in fields.items():
         about.add_row(key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1))
-    contents = Table("file", "bytes", "sha256")
+    contents = _table("file", "bytes", "sha256")
     for entry in files:
         contents.add_row(entry["path"], f"{entry['bytes']:,}", entry["sha256"][:16])
     console = _console()
@@ -115,7 +115,7 @@ def _diff(args: argparse.Namespace, store: Store) -> int:
     if not changes:
         print(f"{a.id} and {b.id} were made from the same")
         return 0
-    table = Table("field", a.id, b.id)
+    table = _table("field", a.id, b.id)
     for change in changes:
         table.add_row(change.key, str(change.old), str(change.new))
     _console().print(table)
@@ -138,7 +138,7 @@ def _verify(args: argparse.Namespace, store: Store) -> int:
     if args.json:
         _print_json([{"id": one, "ok": fault is None, "error": fault} for one, fault in faults.items()])
     else:
-        table = Table("artifact", "verified")
+        table = _table("artifact", "verified")
         for one, fault in faults.items():
             table.add_row(one, Text("ok", "green") if fault is None else Text(fault, "red"))
         _console().print(table)
@@ -165,3 +165,9 @@ def _print_json(value: Any) -> None:
 
 def _console() -> Console:
     return Console(markup=False, highlight=False)
+
+
+def _table(first: str, *others: str, **options: Any) -> Table:
+    """The first column, ids and names, is never cut; the others wrap, so that nothing is lost on a narrow terminal."""
+    columns = [Column(name, overflow="fold") for name in others]
+    return Table(Column(first, no_wrap=True, overflow="fold"), *columns, **options)

@@ -118,16 +118,16 @@ def _score(args: argparse.Namespace) -> int:
 
 
 def _generate(args: argparse.Namespace) -> int:
-    from bitlm.evaluate.generate import generate_texts
+    from bitlm.evaluate.predictions import Predictor
 
-    texts = generate_texts(
-        args.root, args.model, args.prompt, max_new_tokens=args.max_new_tokens, num_steps=args.num_steps,
-        guidance_scale=args.guidance_scale, seed=args.seed,
-    )
+    settings = configure("tiny", [f"evaluate.{key}={getattr(args, key)}" for key in ("num_steps", "guidance_scale", "seed")]).evaluate
+    predictor = Predictor(args.root, args.model)
+    prompts = [predictor.encode(prompt) for prompt in args.prompt]
+    texts, _ = predictor.texts(range(len(prompts)), prompts, args.max_new_tokens, settings)
     if args.json:
         print(json.dumps([{"prompt": p, "text": t} for p, t in zip(args.prompt, texts, strict=True)], indent=2))
     else:
-        print("\n\n".join(prompt + text for prompt, text in zip(args.prompt, texts, strict=True)))
+        print("\n\n".join(f"{prompt} {text}" for prompt, text in zip(args.prompt, texts, strict=True)))
     return 0
 
 

@@ -8,18 +8,15 @@ from bitlm.config import PipelineConfig
 from bitlm.errors import ArtifactError, ConfigError
 from bitlm.steps import Step, select, steps
 from tasks import corpus, evaluate, finetune, pretrain, report, tokenizer, tokens
-from tasks.run import Verification, missing_input, open_run, stage_task
+from tasks.run import Verification, missing_input, open_run
 
 Stage = Literal["corpus", "tokenizer", "tokens", "pretrain", "finetune", "evaluate", "report"]
 Inputs = dict[str, str] | None
 Summaries = list[dict[str, Any]]
 
 TASKS = {
-    name: stage_task(name, module.build)
-    for name, module in (
-        ("corpus", corpus), ("tokenizer", tokenizer), ("tokens", tokens), ("pretrain", pretrain),
-        ("finetune", finetune), ("evaluate", evaluate), ("report", report),
-    )
+    "corpus": corpus.task, "tokenizer": tokenizer.task, "tokens": tokens.task, "pretrain": pretrain.task,
+    "finetune": finetune.task, "evaluate": evaluate.task, "report": report.task,
 }
 ROLES = ("corpus", "tokenizer", "tokens", "pretrain", "model")
 

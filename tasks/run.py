@@ -121,10 +121,7 @@ def run_step(step: Step, run: Run, build: Build) -> Outcome:
     """Reuse the artifact of this fingerprint, or make the next version."""
     found = run.store.find(step.stage, step.name, step.fingerprint)
     if found is not None:
-        run.verify(found)
-        run.store.discard(found)
-        run.console.print(f"[green]reused[/]  {found.id}", highlight=False)
-        return _told(Outcome(found, run.store.url(found.id), True, ()))
+        return _reused(found, run)
     reasons = tuple(explain(run.store.newest(step.stage, step.name), step))
     run.console.print(f"[bold]making[/]  {step.key}  [dim]({'; '.join(reasons)})[/]", highlight=False)
     inputs = {role: run.input(step, role) for role in step.inputs}
@@ -132,6 +129,10 @@ def run_step(step: Step, run: Run, build: Build) -> Outcome:
     started = datetime.now(UTC)
     work = run.store.begin(step.stage, step.name, step.fingerprint)
     try:
+        found = run.store.find(step.stage, step.name, step.fingerprint)
+        if found is not None:  # another process committed it since we looked
+            work.remove()
+            return _reused(found, run)
         metrics = build(step, run, work)
         draft = Draft(
             stage=step.stage, name=step.name, fingerprint=step.fingerprint, format=step.format, identity=step.identity,
@@ -143,6 +144,13 @@ def run_step(step: Step, run: Run, build: Build) -> Outcome:
     run.verified.add(record.id)
     run.console.print(f"[green]made[/]    {record.id}  [dim]{record.seconds:.1f} s  {headline(record.metrics)}[/]", highlight=False, soft_wrap=True)
     return _told(Outcome(record, run.store.url(record.id), False, reasons))
+
+
+def _reused(found: Record, run: Run) -> Outcome:
+    run.verify(found)
+    run.store.discard(found)
+    run.console.print(f"[green]reused[/]  {found.id}", highlight=False)
+    return _told(Outcome(found, run.store.url(found.id), True, ()))
 
 
 def headline(metrics: Mapping[str, Any], most: int = 6) -> str:

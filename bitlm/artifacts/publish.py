@@ -25,8 +25,7 @@ def threaded(work: Callable[[_A], _B], items: Iterable[_A]) -> list[_B]:
 
 
 def prepare(out: str) -> None:
-    """Drop what writers and a commit that died left in a local ``out``, and wait until all the rest is on disk."""
-    storage.remove_tree(storage.join(out, RECORD_FILE))
+    """Drop what writers that died left in a local ``out``, and wait until all the rest is on disk."""
     storage.remove_partial(out)
     for parent, folders, names in os.walk(out, topdown=False):
         for name in [*folders, *names]:
