@@ -3,17 +3,16 @@ that ``bitlm`` itself needs at run time. Files are parsed, never imported. Test 
 installing them changes nothing."""
 
 import ast
-import hashlib
 import inspect
 import re
 import sys
 import sysconfig
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from importlib import metadata
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -21,14 +20,17 @@ from packaging.utils import canonicalize_name
 from bitlm.errors import SourceError
 
 DISTRIBUTION = "bitlm"
+STANDARD = "python"  # the standard library among the walked packages
+SKIPPED_FOLDERS = frozenset({"test", "tests", "testing", "site-packages", "dist-packages"})
 MIN_WORDS = 5
 MIN_LETTERS = 0.65  # share of letters and spaces among all characters
 MIN_FUNCTION_WORDS = 0.08  # share of English function words among all words
-FUNCTION_WORDS = frozenset(
-    "a an and are as at be been but by can do does for from has have if in into is it its may more not of on only or "
-    "other should so some such than that the their then there these this to used using was when where which will with "
-    "you your".split()
-)
+FUNCTION_WORDS = frozenset([
+    "a", "an", "and", "are", "as", "at", "be", "been", "but", "by", "can", "do", "does", "for", "from", "has",
+    "have", "if", "in", "into", "is", "it", "its", "may", "more", "not", "of", "on", "only", "or", "other",
+    "should", "so", "some", "such", "than", "that", "the", "their", "then", "there", "these", "this", "to",
+    "used", "using", "was", "when", "where", "which", "will", "with", "you", "your",
+])  # fmt: skip
 WORD = re.compile(r"[^\W\d_]+")
 
 
@@ -42,6 +44,16 @@ class Package:
     files: tuple[str, ...]
 
 
+class Docstring(NamedTuple):
+    """``line`` is that of the definition (0 for a module); ``score`` the share of English function words."""
+
+    package: str
+    file: str
+    line: int
+    text: str
+    score: float
+
+
 def state() -> dict[str, Any]:
     """What the text depends on: the Python version and the walked distributions with theirs. Raises SourceError."""
     return {"kind": "docstrings", "packages": [f"{name}=={version}" for name, version, _ in _distributions()]}
@@ -50,24 +62,24 @@ def state() -> dict[str, Any]:
 def packages() -> list[Package]:
     """The standard library first, then the run-time dependency closure by name."""
     standard = Path(sysconfig.get_paths()["stdlib"])
-    own = sorted(
-        path.relative_to(standard).as_posix()
-        for path in standard.rglob("*.py")
-        if "site-packages" not in path.parts and "dist-packages" not in path.parts
-    )
+    own = sorted(path.relative_to(standard) for path in standard.rglob("*.py"))
     found = []
     for name, version, distribution in _distributions():
         if distribution is None:
-            found.append(Package(name, version, str(standard), tuple(own)))
-            continue
-        files = sorted(str(file) for file in distribution.files or () if file.suffix == ".py" and ".." not in file.parts)
-        found.append(Package(name, version, str(distribution.locate_file("")), tuple(files)))
+            found.append(Package(name, version, str(standard), _kept(own)))
+        else:
+            found.append(Package(name, version, str(distribution.locate_file("")), _kept(distribution.files or ())))
     return found
+
+
+def _kept(files: Iterable[PurePath]) -> tuple[str, ...]:
+    skipped = SKIPPED_FOLDERS | {".."}
+    return tuple(sorted(file.as_posix() for file in files if file.suffix == ".py" and skipped.isdisjoint(file.parts)))
 
 
 def _distributions() -> list[tuple[str, str, metadata.Distribution | None]]:
     version = ".".join(map(str, sys.version_info[:3]))
-    return [("python", version, None), *((name, found.version, found) for name, found in sorted(_closure().items()))]
+    return [(STANDARD, version, None), *((name, found.version, found) for name, found in sorted(_closure().items()))]
 
 
 def _closure() -> dict[str, metadata.Distribution]:
@@ -75,7 +87,7 @@ def _closure() -> dict[str, metadata.Distribution]:
     try:
         metadata.distribution(DISTRIBUTION)
     except metadata.PackageNotFoundError:
-        raise SourceError(f"the docstrings source needs the package {DISTRIBUTION} installed: pip install -e .") from None
+        raise SourceError(f"source docstrings needs the package {DISTRIBUTION} installed: pip install -e .") from None
     found: dict[str, metadata.Distribution] = {}
     seen: set[tuple[str, str]] = set()
     pending = [(DISTRIBUTION, "")]
@@ -97,33 +109,21 @@ def _closure() -> dict[str, metadata.Distribution]:
     return found
 
 
-def chunks(found: list[Package], files_per_chunk: int = 200) -> Iterator[tuple[Package, ...]]:
-    """Cut the walk into pieces of work of about the same size, in order."""
-    pending: list[Package] = []
-    room = files_per_chunk
+def chunks(found: Iterable[Package], files_per_chunk: int = 150) -> Iterator[Package]:
+    """Cut the walk into pieces of work, in order."""
     for package in found:
-        rest = package.files
-        while rest:
-            pending.append(Package(package.name, package.version, package.base, rest[:room]))
-            room -= len(rest[:room])
-            rest = rest[files_per_chunk if not pending else len(pending[-1].files) :]
-            if room == 0:
-                yield tuple(pending)
-                pending, room = [], files_per_chunk
-    if pending:
-        yield tuple(pending)
+        for start in range(0, len(package.files), files_per_chunk):
+            yield replace(package, files=package.files[start : start + files_per_chunk])
 
 
-def extract(chunk: tuple[Package, ...]) -> list[dict[str, Any]]:
-    """English docstrings of one chunk in order of package, path and line, as rows with FineWeb's columns."""
-    rows = []
-    for package in chunk:
-        for file in package.files:
-            for line, text in _docstrings(Path(package.base, file)):
-                score = english_score(text)
-                if score > 0:
-                    rows.append(_row(package, file, line, text, score))
-    return rows
+def extract(chunk: Package) -> list[Docstring]:
+    """English docstrings of one chunk in order of path and line."""
+    return [
+        Docstring(f"{chunk.name}=={chunk.version}", file, line, text, score)
+        for file in chunk.files
+        for line, text in _docstrings(Path(chunk.base, file))
+        if (score := english_score(text)) > 0
+    ]
 
 
 def english_score(text: str) -> float:
@@ -147,10 +147,22 @@ def _docstrings(path: Path) -> Iterator[tuple[int, str]]:
             warnings.simplefilter("ignore")  # invalid escapes in other people's strings
             tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, RecursionError):
-        return  # templates and tests of the standard library hold files that are not Python on purpose
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
+        return  # templates among the packages are not Python on purpose
+    for line, node in _definitions(tree):
         text = ast.get_docstring(node, clean=False)
         if text:
-            yield getattr(node, "lineno", 0), inspect.cleandoc(text)
+            yield line, inspect.cleandoc(text)
+
+
+def _definitions(tree: ast.Module) -> Iterator[tuple[int, Any]]:
+    """The module, and its classes and functions at any depth, in order of line."""
+    yield 0, tree
+    pending: list[Any] = list(reversed(tree.body))
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.lineno, node
+        for part in ("finalbody", "orelse", "handlers", "body"):
+            inner = getattr(node, part, None)
+            if isinstance(inner, list):
+                pending += reversed(inner)

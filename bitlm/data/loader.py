@@ -1,0 +1,105 @@
+"""Batches for training: pure functions of a position in the endless training order, or of an index of the validation
+split. They follow ``bitlm.train.batches.Batches``."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from bitlm.artifacts.record import Record
+from bitlm.artifacts.store import Store
+from bitlm.config import PretrainConfig, PromptConfig
+from bitlm.data.order import Order
+from bitlm.data.prompts import collate
+from bitlm.data.shards import Sequences
+from bitlm.data.summaries import Example, read_examples
+from bitlm.data.tokenizer import TextTokenizer, load_tokenizer
+from bitlm.data.tokens import TOKENS_FILE
+from bitlm.errors import ConfigError
+from bitlm.train.step import Batch
+
+
+class PretrainBatches:
+    """Sequences of L tokens out of shards. ``bytes_per_token`` is that of the validation text, end tokens counted."""
+
+    def __init__(
+        self, train: Sequence[str], validation: Sequence[str], length: int, seed: int, window_shards: int,
+        bytes_per_token: float | None = None,
+    ) -> None:  # fmt: skip
+        """``train`` and ``validation`` are local paths of verified shards. Raises ConfigError where no training shard
+        holds a sequence."""
+        self._train, self._validation = Sequences(train, length), Sequences(validation, length)
+        if len(self._train) == 0:
+            raise ConfigError(
+                f"pretrain.sequence_length = {length} is more than any of the {len(train)} training shards holds"
+            )
+        self._order = Order(self._train.per_shard, seed, window_shards)
+        self.bytes_per_token = bytes_per_token
+        self.validation_count = len(self._validation)
+        self.unused_tokens = self._train.unused_tokens
+
+    def train(self, positions: Sequence[int]) -> Batch:
+        """ids [b, L] at positions of the training order."""
+        indices, epochs = self._order(positions)
+        return _batch(self._train, indices.tolist(), epochs.tolist())
+
+    def validation(self, indices: Sequence[int]) -> Batch:
+        return _batch(self._validation, list(indices), [0] * len(indices))
+
+
+class FinetuneBatches:
+    """Summarization examples, encoded as they are asked for. Loss covers the summaries only: no bytes per token."""
+
+    bytes_per_token = None
+
+    def __init__(
+        self, train: Sequence[Example], validation: Sequence[Example], tokenizer: TextTokenizer, prompt: PromptConfig,
+        block_size: int, seed: int,
+    ) -> None:  # fmt: skip
+        self._train, self._validation = train, validation
+        self._tokenizer, self._prompt, self._block_size = tokenizer, prompt, block_size
+        self._order = Order([len(train)], seed, 1)
+        self.validation_count = len(validation)
+
+    def train(self, positions: Sequence[int]) -> Batch:
+        """ids [b, L], attention_mask [b, L] and loss_blocks [b, N] at positions of the training order."""
+        indices, epochs = self._order(positions)
+        return self._batch(self._train, indices.tolist(), epochs.tolist())
+
+    def validation(self, indices: Sequence[int]) -> Batch:
+        return self._batch(self._validation, list(indices), [0] * len(indices))
+
+    def _batch(self, examples: Sequence[Example], indices: list[int], epochs: list[int]) -> Batch:
+        chosen = [examples[index] for index in indices]
+        return collate(self._tokenizer, chosen, self._prompt, self._block_size, indices, epochs)
+
+
+def open_pretrain(store: Store, tokens: Record, config: PretrainConfig) -> PretrainBatches:
+    """The batches of a tokens artifact, every shard verified. Raises ArtifactError naming the file that is wrong."""
+    with open(store.checked(tokens, TOKENS_FILE), "rb") as file:
+        splits: dict[str, Any] = json.load(file)["splits"]
+    paths = {
+        split: [store.checked(tokens, shard["path"]) for shard in found["shards"]] for split, found in splits.items()
+    }
+    counted = splits["validation"]["tokens"] - splits["validation"]["filling"]
+    bytes_per_token = splits["validation"]["text_bytes"] / counted if counted else None
+    return PretrainBatches(
+        paths["train"], paths["validation"], config.sequence_length, config.seed, config.window_shards, bytes_per_token
+    )
+
+
+def open_finetune(
+    store: Store, corpus: Record, tokenizer: Record, prompt: PromptConfig, block_size: int, seed: int
+) -> FinetuneBatches:
+    """The batches of a corpus artifact's summarization set, in blocks of ``block_size`` (1 for the LM head)."""
+    train, validation = (list(read_examples(store, corpus, split)) for split in ("train", "validation"))
+    return FinetuneBatches(train, validation, load_tokenizer(store, tokenizer), prompt, block_size, seed)
+
+
+def _batch(sequences: Sequences, indices: list[int], epochs: list[int]) -> Batch:
+    ids = np.empty((len(indices), sequences.length), dtype=np.int64)
+    for row, index in enumerate(indices):
+        ids[row] = sequences.ids(index)
+    return Batch(torch.from_numpy(ids), None, None, indices, epochs)

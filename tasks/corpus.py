@@ -1,0 +1,145 @@
+"""The corpus stage: docstrings are walked by Ray tasks and written; files from outside are checked and referred to."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+
+from bitlm import storage
+from bitlm.artifacts.work import Work
+from bitlm.config import CorpusConfig
+from bitlm.data import corpus, docstrings, sources, summaries
+from bitlm.data.corpus import Corpus, Summaries, TextFile
+from bitlm.data.docstrings import Docstring, normalized
+from bitlm.data.sources import DOCSTRINGS
+from bitlm.data.summaries import SPLITS, Contained
+from bitlm.errors import SourceError
+from bitlm.steps import Step
+from tasks.run import Run, stage_task
+from tasks.spread import RETRIES, in_flight, spread
+
+extract = ray.remote(max_retries=RETRIES)(docstrings.extract)
+inspect = ray.remote(max_retries=RETRIES)(corpus.inspect)
+
+
+def build(step: Step, run: Run, work: Work) -> dict[str, Any]:
+    """Write ``source.json``, ``excluded.parquet``, and the text and summaries that come from docstrings."""
+    run.ray()
+    config = run.config.corpus
+    walked = _walk(config, run) if DOCSTRINGS in (config.source, config.summaries) else []
+    if config.summaries == DOCSTRINGS:
+        described, test_documents, metrics = _write_summaries(walked, work)
+    else:
+        described, test_documents, metrics = _refer_summaries(step, run)
+    owned = config.source == DOCSTRINGS
+    if owned:
+        files, left_out = _write_text(walked, test_documents, work)
+        metrics["left_out_for_test"] = len(left_out)
+        metrics["characters"] = sum(len(found.text) for found in walked) - sum(map(len, left_out))
+    else:
+        files, left_out = _refer_text(step, run), []
+    made = Corpus(
+        kind="owned" if owned else "reference",
+        files=tuple(files),
+        text_column="text" if owned else config.text_column,
+        id_column="id" if all("id" in file.columns for file in files) else None,
+        validation_fraction=config.validation_fraction,
+        summaries=described,
+    )
+    corpus.write_excluded([*test_documents, *left_out], work.out)
+    storage.write_atomic(storage.join(work.out, corpus.SOURCE_FILE), made.to_json())
+    rows = [file.rows for file in files]
+    documents = {} if None in rows else {"documents": sum(rows)}
+    return {**documents, "files": len(files), "bytes": sum(file.bytes for file in files), **metrics}
+
+
+def _walk(config: CorpusConfig, run: Run) -> list[Docstring]:
+    """English docstrings without repetitions, in order of package, path and line."""
+    chunks = list(docstrings.chunks(docstrings.packages()))
+    waiting: dict[int, list[Docstring]] = {}
+    kept: dict[str, Docstring] = {}
+    done = 0
+
+    def finished(index: int, found: list[Docstring]) -> None:
+        nonlocal done
+        waiting[index] = found
+        while done in waiting:
+            for docstring in waiting.pop(done):
+                kept.setdefault(normalized(docstring.text), docstring)
+            done += 1
+        run.progress.update(done / len(chunks), f"{len(kept):,} docstrings")
+
+    def wanted() -> Iterator[tuple[docstrings.Package]]:
+        for chunk in chunks:
+            if config.max_documents is not None and len(kept) >= config.max_documents:
+                return
+            yield (chunk,)
+
+    spread(extract, wanted(), in_flight(None), finished)
+    return list(kept.values())[: config.max_documents]
+
+
+def _write_text(walked: list[Docstring], test_documents: list[str], work: Work) -> tuple[list[TextFile], list[str]]:
+    """(files, left out): what holds a test document is not for pretraining."""
+    holds_test = Contained(test_documents)
+    kept, left_out = [], []
+    for docstring in walked:
+        if holds_test(docstring.text):
+            left_out.append(docstring.text)
+        else:
+            kept.append(docstring)
+    return corpus.write_text(kept, work.out), left_out
+
+
+def _refer_text(step: Step, run: Run) -> list[TextFile]:
+    """Raises SourceError naming the file for a damaged one, a missing column, and where there is no usable row."""
+    config = run.config.corpus
+    listed = sources.resolve(config.source, config.subset, step.identity["source_state"])
+    files = _inspect(listed, (config.text_column,), run)
+    corpus.check_usable(files, config.text_column, config.source)
+    return files
+
+
+def _write_summaries(walked: list[Docstring], work: Work) -> tuple[Summaries, list[str], dict[str, Any]]:
+    """(description, test documents, metrics) of the set made from docstrings."""
+    examples = summaries.from_docstrings(docstring.text for docstring in walked)
+    for split in SPLITS:
+        if not examples[split]:
+            raise SourceError(
+                f"corpus.summaries = {DOCSTRINGS}: {len(walked):,} docstrings give no {split} example; "
+                "raise corpus.max_documents"
+            )
+    files = {split: (summaries.write(examples[split], work.out, split),) for split in SPLITS}
+    metrics = {f"summaries_{split}": len(examples[split]) for split in SPLITS}
+    return Summaries(**files, hash_split=False), [example.document for example in examples["test"]], metrics
+
+
+def _refer_summaries(step: Step, run: Run) -> tuple[Summaries, list[str], dict[str, Any]]:
+    """The same for files from outside. Raises SourceError naming the file, column or split that is missing."""
+    source = run.config.corpus.summaries
+    listed = sources.resolve(source, None, step.identity["summaries_state"])
+    described = summaries.refer(_inspect(listed, ("document", "summary"), run), source)
+    counts = dict.fromkeys(SPLITS, 0)
+    test_documents = []
+    for split in SPLITS:
+        for example in summaries.split_examples(described, split):
+            counts[split] += 1
+            if split == "test":
+                test_documents.append(example.document)
+        if counts[split] == 0:
+            raise SourceError(f"{storage.redact(source)}: its {split} split has no row with a document and a summary")
+    return described, test_documents, {f"summaries_{split}": count for split, count in counts.items()}
+
+
+def _inspect(listed: list[sources.SourceFile], columns: tuple[str, ...], run: Run) -> list[TextFile]:
+    found: dict[int, TextFile] = {}
+
+    def finished(index: int, file: TextFile) -> None:
+        found[index] = file
+        run.progress.update(len(found) / len(listed), f"{len(found):,} of {len(listed):,} files checked")
+
+    spread(inspect, ((file, columns) for file in listed), in_flight(None), finished)
+    return [found[index] for index in range(len(listed))]
+
+
+task = stage_task("corpus", build)

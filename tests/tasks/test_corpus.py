@@ -1,0 +1,130 @@
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from bitlm.artifacts.store import Store
+from bitlm.data import docstrings
+from bitlm.data.corpus import load_corpus
+from bitlm.data.docstrings import Package, normalized
+from bitlm.data.splits import digest
+from bitlm.data.summaries import SPLITS, read_examples
+from bitlm.errors import SourceError
+from tests.tasks.data_stages import digests, run_stages
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=10**8)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A walk over 12 small files: 20 docstrings each with summary and body, and some more that hold a body of these."""
+    folder = tmp_path / "packages"
+    folder.mkdir()
+    for number in range(12):
+        functions = []
+        for i in range(20):
+            body = (
+                f"Function {number * 20 + i} takes the first of its arguments and gives the value that others want\n"
+                f"    from it, or else the one that was set by the caller before ({number}, {i})."
+            )
+            summary = f"Return value {i} of the set {number} of them.\n\n    "
+            functions.append(f'def f{i}():\n    """{summary}{body}"""\n')
+            if i % 3 == 0:
+                functions.append(f'def g{i}():\n    """The other one like it. In words:\n\n    {body} So it is."""\n')
+        (folder / f"m{number:02d}.py").write_text("\n".join(functions))
+    files = tuple(sorted(path.name for path in folder.iterdir()))
+    monkeypatch.setattr(docstrings, "packages", lambda: [Package("thing", "1.0", str(folder), files)])
+    original = docstrings.chunks
+    monkeypatch.setattr(docstrings, "chunks", lambda found: original(found, files_per_chunk=2))
+    return folder
+
+
+def test_no_test_document_is_in_the_text(packages: Path, tmp_path: Path) -> None:
+    record = run_stages(tmp_path / "root", last="corpus")["corpus"]
+    store = Store(str(tmp_path / "root"))
+    described = load_corpus(store, record)
+    assert described.kind == "owned"
+    texts = [t for file in described.files for t in pq.read_table(store.checked(record, file.url))["text"].to_pylist()]
+    examples = {split: list(read_examples(store, record, split)) for split in SPLITS}
+    assert all(examples.values())
+    assert sum(map(len, examples.values())) == 240
+    documents = [normalized(example.document) for example in examples["test"]]
+    assert not [text for text in texts if any(document in normalized(text) for document in documents)]
+    assert any(normalized(examples["train"][0].document) in normalized(text) for text in texts)
+    # 240 docstrings and 84 more that hold a body: what is missing is the test documents and what holds one of them.
+    everything = [d.text for d in docstrings.extract(docstrings.packages()[0])]
+    left_out = [text for text in everything if any(document in normalized(text) for document in documents)]
+    assert len(left_out) == record.metrics["left_out_for_test"] > len(documents)
+    assert texts == [text for text in everything if text not in left_out]
+    excluded = set(pq.read_table(store.checked(record, "excluded.parquet"))["text_sha256"].to_pylist())
+    assert excluded == {digest(text).hex() for text in [*left_out, *(e.document for e in examples["test"])]}
+    assert record.metrics["characters"] == sum(map(len, texts))
+
+
+def test_the_order_in_which_tasks_end_changes_nothing(packages: Path, tmp_path: Path) -> None:
+    records = [run_stages(tmp_path / root, last="corpus")["corpus"] for root in ("a", "b")]
+    assert digests(records[0]) == digests(records[1])
+
+
+def test_a_walk_stops_after_so_many_documents(packages: Path, tmp_path: Path) -> None:
+    record = run_stages(tmp_path / "root", "corpus.max_documents=150", last="corpus")["corpus"]
+    assert record.metrics["documents"] + record.metrics["left_out_for_test"] == 150
+    with pytest.raises(SourceError, match=r"2 docstrings give no \w+ example; raise corpus\.max_documents"):
+        run_stages(tmp_path / "root", "corpus.max_documents=2", last="corpus")
+
+
+def reference(samples: Path) -> list[str]:
+    return [
+        "corpus.name=reference", f"corpus.source={samples}/fineweb/*_rows.parquet",
+        f"corpus.summaries={samples}/xsum", "corpus.validation_fraction=0.1",
+    ]  # fmt: skip
+
+
+def test_outside_files_are_referred_to_not_copied(samples: Path, tmp_path: Path) -> None:
+    record = run_stages(tmp_path, *reference(samples), last="corpus")["corpus"]
+    assert sorted(digests(record)) == ["excluded.parquet", "source.json"]
+    source = json.loads((tmp_path / record.id / "source.json").read_text())
+    assert source["kind"] == "reference"
+    assert [(file["path"], file["rows"]) for file in source["files"]] == [
+        ("complete_rows.parquet", 20), ("first_rows.parquet", 300),
+    ]  # fmt: skip
+    assert source["files"][0]["columns"]["language_score"] == "double"
+    assert source["id_column"] == "id"
+    assert record.metrics["documents"] == 320
+    counts = {split: len(list(read_examples(Store(str(tmp_path)), record, split))) for split in SPLITS}
+    assert counts == {"train": 1000, "validation": 210, "test": 906}
+    assert len(list(read_examples(Store(str(tmp_path)), record, "test", 7))) == 7
+    assert run_stages(tmp_path, *reference(samples), last="corpus")["corpus"] == record
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ({"body": ["a"]}, r"t\.parquet has no column 'text'; the nearest is 'body'"),
+        ({"text": pa.array([None, ""], pa.string())}, r"no row of its 1 files has text"),
+    ],
+)
+def test_an_unusable_source_is_an_error_that_says_so(table: dict, told: str, samples: Path, tmp_path: Path) -> None:
+    pq.write_table(pa.table(table), tmp_path / "t.parquet")
+    with pytest.raises(SourceError, match=told):
+        run_stages(
+            tmp_path / "root", f"corpus.source={tmp_path}/t.parquet", f"corpus.summaries={samples}/xsum", last="corpus"
+        )
+
+
+def test_a_missing_summary_column_names_file_and_column(samples: Path, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"document": ["a"], "highlights": ["b"]}), tmp_path / "all.parquet")
+    with pytest.raises(SourceError, match=r"all\.parquet has no column 'summary'"):
+        run_stages(
+            tmp_path / "root", f"corpus.source={samples}/fineweb/first_rows.parquet",
+            f"corpus.summaries={tmp_path}/all.parquet", last="corpus",
+        )  # fmt: skip

@@ -1,0 +1,345 @@
+import dataclasses
+import io
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+import torch
+from rich.console import Console
+
+from bitlm import storage
+from bitlm.artifacts.record import Draft, Record, fingerprint
+from bitlm.artifacts.store import Store
+from bitlm.config import TokenizerConfig, configure
+from bitlm.data import tokenizer as tokenizers
+from bitlm.data.corpus import Corpus, Summaries, parquet_bytes, write_owned
+from bitlm.data.prompts import encode_prompts
+from bitlm.data.summaries import Example
+from bitlm.data.tokenizer import TextTokenizer
+from bitlm.errors import ArtifactError, SourceError
+from bitlm.evaluate import rouge
+from bitlm.evaluate.predictions import Predictor, batches
+from bitlm.model import BitLMConfig, BitLMForCausalLM
+from bitlm.steps import Step
+from tasks import evaluate
+from tasks.run import Run
+
+WORDS = [
+    "return",
+    "the",
+    "value",
+    "of",
+    "an",
+    "item",
+    "as",
+    "text",
+    "when",
+    "none",
+    "is",
+    "given",
+    "raise",
+    "error",
+    "else",
+]
+EXAMPLES = [
+    Example(
+        f"Item {i}. The " + " ".join(WORDS[(i * k) % len(WORDS)] for k in range(3 + 5 * (i % 4))) + ".",
+        f"Return item {i}.",
+        f"id-{i}",
+    )
+    for i in range(10)
+]
+SETTINGS = [
+    "evaluate.num_steps=3",
+    "evaluate.guidance_scale=2.0",
+    "evaluate.bootstrap_samples=20",
+    "prompt.max_summary_tokens=12",
+    "prompt.max_prompt_tokens=40",
+    "evaluate.execution.cpus_per_actor=1",
+    "evaluate.examples=null",
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, object_store_memory=10**8)
+    yield
+    ray.shutdown()
+
+
+@dataclasses.dataclass
+class Made:
+    store: Store
+    corpus: Record
+    tokenizer: Record
+    models: dict[str, Record]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A corpus of ten examples, a tokenizer for it, and a random model with each head."""
+    store = Store(str(tmp_path_factory.mktemp("store")))
+    corpus = commit(store, "corpus", "few", {}, {}, write_corpus)
+    section = TokenizerConfig(vocab_size=300)
+    data = tokenizers.train([example.document for example in EXAMPLES], section)
+    info = tokenizers.describe(data, section)
+    parts = {"tokenizer.json": data, "tokenizer_info.json": info.model_dump_json().encode()}
+    tokenizer = commit(store, "tokenizer", "few", {}, {}, lambda out: write(out, parts))
+    models = {}
+    for head in ("diffusion", "lm"):
+        config = BitLMConfig(
+            head=head,
+            vocab_size=info.vocab_size,
+            embedding_rows=384,
+            num_bits=info.num_bits,
+            end_token_id=info.end_id,
+            block_size=4 if head == "diffusion" else 1,
+            hidden_size=32,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            intermediate_size=48,
+            head_width=32,
+            head_head_dim=16,
+        )
+        models[head] = commit(
+            store,
+            "finetune",
+            f"few-{head}",
+            {"head": head},
+            {"tokenizer": tokenizer},
+            lambda out, c=config: write_model(out, c, parts),
+        )
+    return Made(store, corpus, tokenizer, models)
+
+
+def commit(
+    store: Store,
+    stage: str,
+    name: str,
+    identity: dict[str, Any],
+    inputs: dict[str, Record],
+    fill: Callable[[str], None],
+) -> Record:
+    digest = fingerprint(stage, 1, identity, {role: record.fingerprint for role, record in inputs.items()})
+    work = store.begin(stage, name, digest)
+    fill(work.out)
+    return store.commit(work, Draft(stage, name, digest, 1, identity, {}, inputs, {}, datetime.now(UTC)))
+
+
+def write(out: str, files: dict[str, bytes]) -> None:
+    for path, data in files.items():
+        storage.write_atomic(storage.join(out, path), data)
+
+
+def write_corpus(out: str) -> None:
+    rows = pa.Table.from_pylist([example._asdict() for example in EXAMPLES])
+    file = write_owned(parquet_bytes(rows), out, "summaries/test.parquet", ("document", "summary", "id"))
+    corpus = Corpus(
+        kind="owned",
+        files=(),
+        text_column="text",
+        id_column="id",
+        validation_fraction=0.1,
+        summaries=Summaries(train=(), validation=(), test=(file,), hash_split=False),
+    )
+    write(out, {"source.json": corpus.to_json()})
+
+
+def write_model(out: str, config: BitLMConfig, beside: dict[str, bytes]) -> None:
+    torch.manual_seed(0)
+    model = BitLMForCausalLM(config)
+    with torch.no_grad():  # a fresh diffusion head answers 0 whatever it sees
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape))
+    model.save_pretrained(storage.join(out, "model"))
+    write(storage.join(out, "model"), beside)
+
+
+class Watcher:
+    """Stands in for the progress line; calls ``then`` once, at the first batch that is done."""
+
+    def __init__(self, then: Callable[[], None] = lambda: None) -> None:
+        self.then = then
+        self.fractions: list[float] = []
+
+    def update(self, fraction: float, text: str) -> None:
+        self.fractions.append(fraction)
+        if len(self.fractions) == 1:
+            self.then()
+
+
+def evaluation(made: Made, system: str, *assignments: str, name: str = "x") -> tuple[Step, Run]:
+    config = configure("tiny", [*SETTINGS, *assignments])
+    identity = {"system": "lead" if system == "lead" else "model", "head": system}
+    inputs = {"corpus": made.corpus}
+    if system != "lead":
+        inputs |= {"model": made.models[system], "tokenizer": made.tokenizer}
+    run = Run(made.store, config, console=Console(quiet=True))
+    run.progress = Watcher()
+    return Step("evaluate", name, identity, {}, inputs), run
+
+
+def built(made: Made, system: str, *assignments: str, name: str) -> dict[str, bytes]:
+    """The files of one evaluation, which is then thrown away."""
+    step, run = evaluation(made, system, *assignments, name=name)
+    work = made.store.begin("evaluate", name, step.fingerprint)
+    try:
+        evaluate.build(step, run, work)
+        return files(work.out)
+    finally:
+        work.remove()
+
+
+def parts(folder: str) -> dict[str, int]:
+    """When each part was written."""
+    return {path: Path(folder, path).stat().st_mtime_ns for path in storage.list_files(folder)}
+
+
+def files(folder: str) -> dict[str, bytes]:
+    return {path: storage.read_bytes(storage.join(folder, path)) for path in storage.list_files(folder)}
+
+
+def direct(made: Made, head: str) -> list[tuple[int, str, int]]:
+    """(prompt tokens, text, head calls) of every example, one at a time and without Ray."""
+    config = evaluation(made, head)[1].config
+    folder = made.store.checked_folder(made.models[head], "model")
+    model, tokenizer = BitLMForCausalLM.load(folder).eval(), TextTokenizer.load(folder)
+    found = []
+    for row, prompt in enumerate(encode_prompts(tokenizer, [example.document for example in EXAMPLES], config.prompt)):
+        output = model.generate(
+            [prompt],
+            max_new_tokens=config.prompt.max_summary_tokens,
+            num_steps=config.evaluate.num_steps,
+            guidance_scale=config.evaluate.guidance_scale,
+            seed=config.evaluate.seed,
+            example_ids=[row],
+        )
+        found.append((len(prompt), tokenizer.decode(output.ids[0]).strip(), output.calls[0]))
+    return found
+
+
+def assert_direct(made_files: dict[str, bytes], made: Made, head: str) -> None:
+    """Every row is what ``direct`` says, and the scores are those of the rows."""
+    assert sorted(made_files) == ["predictions.parquet", "scores.json"]
+    rows = table(made_files["predictions.parquet"])
+    assert [(row["row"], row["id"], row["reference"]) for row in rows] == [
+        (i, e.id, e.summary) for i, e in enumerate(EXAMPLES)
+    ]
+    assert [(row["prompt_tokens"], row["text"], row["steps"]) for row in rows] == direct(made, head)
+    scores = json.loads(made_files["scores.json"])
+    assert scores == rouge.score([row["text"] for row in rows], [row["reference"] for row in rows], samples=20, seed=0)
+
+
+def table(data: bytes) -> list[dict[str, Any]]:
+    return pq.read_table(io.BytesIO(data)).to_pylist()
+
+
+def test_the_example_texts_can_tell_a_fault(made: Made) -> None:
+    for head, calls in (("diffusion", 6), ("lm", 1)):  # 2K for each block, or one for each token
+        found = direct(made, head)
+        assert len({text for _, text, _ in found}) > 5
+        assert len({length for length, _, _ in found}) > 2
+        assert all(steps > 0 and steps % calls == 0 for _, _, steps in found)
+
+
+def test_batches_and_actors_change_nothing(made: Made) -> None:
+    settings = "evaluate.execution.batch_size=3", "evaluate.execution.num_actors=2"
+    assert_direct(built(made, "diffusion", *settings, name="few-diffusion"), made, "diffusion")
+
+
+@pytest.mark.parametrize("head", ["diffusion", "lm"])
+def test_a_predictor_answers_for_a_whole_batch_as_for_each(made: Made, head: str) -> None:
+    config = evaluation(made, head)[1].config
+    tokenizer = TextTokenizer.load(made.store.checked_folder(made.models[head], "model"))
+    prompts = encode_prompts(tokenizer, [example.document for example in EXAMPLES], config.prompt)
+    rows = [7, 2, 9, 0, 1, 8, 5, 3]
+    predictor = Predictor(made.store.root, made.models[head].id)
+    texts, calls = predictor.texts(
+        rows, [prompts[row] for row in rows], config.prompt.max_summary_tokens, config.evaluate
+    )
+    alone = direct(made, head)
+    assert list(zip(texts, calls, strict=True)) == [alone[row][1:] for row in rows]
+
+
+def test_what_is_interrupted_goes_on_and_a_killed_worker_is_replaced(made: Made) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    killed = []
+
+    def kill() -> None:
+        for process in psutil.Process().children(recursive=True):
+            if "_Worker" in " ".join(process.cmdline()):
+                process.kill()
+                killed.append(process.pid)
+
+    step, run = evaluation(made, "diffusion", "evaluate.execution.batch_size=2", name="interrupted")
+    work = made.store.begin("evaluate", "interrupted", step.fingerprint)
+    run.progress = Watcher(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.build(step, run, work)
+    work.release()
+    before = parts(work.scratch)
+    assert before
+    assert not storage.list_files(work.out)
+    work = made.store.begin("evaluate", "interrupted", step.fingerprint)
+    for path in sorted(before)[1:]:  # leave one, however many were done before the interruption was felt
+        Path(work.scratch, path).unlink()
+    run.progress = Watcher(kill)
+    evaluate.build(step, run, work)
+    assert killed
+    kept = sorted(before)[0]
+    assert parts(work.scratch)[kept] == before[kept]
+    # At most the four batches that were missing (a worker may finish one after the interruption), and the scoring.
+    assert 2 <= len(run.progress.fractions) <= 5
+    assert run.progress.fractions[-2:] == [1.0, 1.0]
+    assert_direct(files(work.out), made, "diffusion")
+    work.remove()
+
+
+def test_batches_are_alike_in_length_and_leave_finished_ones_out() -> None:
+    lengths = [5, 9, 1, 9, 7, 3]
+    whole = batches(lengths, set(), 2)
+    assert whole == [[1, 3], [4, 0], [5, 2]]
+    assert batches(lengths, {4, 0}, 2) == [[1, 3], [5, 2]]
+    assert batches(lengths, set(range(6)), 2) == []
+
+
+def test_the_lead_baseline_needs_no_model(made: Made) -> None:
+    made_files = built(made, "lead", name="lead")
+    rows = table(made_files["predictions.parquet"])
+    assert [row["text"] for row in rows] == [f"Item {i}." for i in range(10)]
+    assert all(row["steps"] == 0 and row["prompt_tokens"] is None for row in rows)
+    assert json.loads(made_files["scores.json"])["examples"] == 10
+
+
+def test_only_the_configured_examples_are_scored(made: Made) -> None:
+    rows = table(built(made, "lead", "evaluate.examples=3", name="three")["predictions.parquet"])
+    assert [row["id"] for row in rows] == ["id-0", "id-1", "id-2"]
+
+
+def test_a_split_without_examples_is_an_error(made: Made) -> None:
+    with pytest.raises(SourceError, match=r"corpus/few@v1 has no example in its validation split"):
+        built(made, "lead", "evaluate.split=validation", name="none")
+
+
+def test_a_damaged_model_is_refused_by_name_in_the_worker(made: Made) -> None:
+    path = Path(made.store.url(made.models["lm"].id, "model", "model.safetensors"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    step, run = evaluation(made, "lm", name="damaged")
+    run.verified |= {made.models["lm"].id}  # the damage comes after the driver's look
+    work = made.store.begin("evaluate", "damaged", step.fingerprint)
+    try:
+        with pytest.raises(ArtifactError, match=r"finetune/few-lm@v1: model/model\.safetensors"):
+            evaluate.build(step, run, work)
+    finally:
+        path.write_bytes(whole)
+        work.remove()
