@@ -59,21 +59,26 @@ class Sections(Frozen):
 
 
 def tiny() -> Sections:
-    """The English text already on the machine, two CPU cores, minutes."""
-    training = {"precision": "float32", "weight_decay": 0.1, "warmup_steps": 40, "execution": {"cpus_per_worker": 2, "checkpoint_every": 100}}
+    """The English text already on the machine, two CPU cores, minutes.
+
+    Not the article's loss: with the matched filter and bit cross-entropy a small head learns more in the same time.
+    """
+    training = {
+        "warmup_steps": 40, "diffusion": {"loss": "bce"}, "execution": {"cpus_per_worker": 2, "checkpoint_every": 100},
+    }
     return Sections(
         corpus=CorpusConfig(name="tiny", validation_fraction=0.02),
         tokenizer=TokenizerConfig(vocab_size=2048),
         tokens=TokensConfig(unit_bytes=4 * 2**20),
         model=ModelConfig(
             scale="tiny", hidden_size=192, num_layers=4, num_heads=6, num_kv_heads=3, head_dim=32, ffn_size=512,
-            head=HeadConfig(num_layers=3, head_dim=32),
+            head=HeadConfig(num_layers=3, head_dim=32, denoiser="matched_filter"),
         ),
         prompt=PromptConfig(max_prompt_tokens=128, max_summary_tokens=24),
         pretrain=PretrainConfig(
-            sequence_length=256, batch_size=8, steps=800, learning_rate=3e-3, validate_every=200, validation_batches=4, **training
+            sequence_length=256, batch_size=8, steps=500, learning_rate=3e-3, validate_every=100, validation_batches=4, **training
         ),
-        finetune=FinetuneConfig(batch_size=16, steps=300, learning_rate=1e-3, validate_every=100, validation_batches=4, **training),
+        finetune=FinetuneConfig(batch_size=16, steps=200, learning_rate=1e-3, validate_every=50, validation_batches=4, **training),
         evaluate=EvaluateConfig(examples=200, execution={"cpus_per_actor": 2}),
     )
 

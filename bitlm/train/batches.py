@@ -1,0 +1,19 @@
+"""What training asks of its data: pure functions of a position, the same for every rank and every number of ranks."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from bitlm.train.step import Batch
+
+
+class Batches(Protocol):
+    validation_count: int  # sequences in the validation split
+    bytes_per_token: float | None  # UTF-8 bytes of the validation text per token; None where only a part carries loss
+
+    def train(self, positions: range) -> Batch:
+        """The rows at these positions of the endless training order (position p is in epoch p // rows)."""
+        ...
+
+    def validation(self, indices: Sequence[int]) -> Batch:
+        """The rows with these indices of the validation split."""
+        ...

@@ -1,0 +1,165 @@
+"""Checkpoints of training: sharded tensors, the metrics so far, and ``checkpoint.json``, which is written last and
+makes them one. The newest complete one is found by looking; nothing older goes before it is complete."""
+
+import hashlib
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
+
+from bitlm import storage
+from bitlm.errors import ArtifactError
+from bitlm.train import ranks
+from bitlm.train.optimizer import materialize
+
+RECORD = "checkpoint.json"
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint; ``files`` maps a name below ``url`` to its [bytes, sha256]."""
+
+    step: int
+    url: str
+    files: dict[str, list]
+
+
+def folder(root: str, step: int) -> str:
+    return storage.join(root, f"step-{step:08d}")
+
+
+def save(root: str, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, lines: list[str], keep: int) -> None:
+    """Write the checkpoint of ``step``, then remove all but the newest ``keep``. Every rank must call it."""
+    url = folder(root, step)
+    ranks.first(lambda: storage.remove_tree(url))  # what an interrupted save may have left
+    with _staging(url) as local:
+        with _quiet():
+            dcp.save(_tensors(model, optimizer), storage_writer=dcp.FileSystemWriter(local))
+        written = ranks.agree(lambda: _put(local, url))
+    files = {name: told for each in written for name, told in each.items()}
+    ranks.first(lambda: _finish(Checkpoint(step, url, files), lines))
+    ranks.first(lambda: _prune(root, keep))
+
+
+def newest(root: str) -> Checkpoint | None:
+    """The complete checkpoint of the highest step, or None. Raises ArtifactError for a damaged record."""
+    names = [name for name in storage.list_files(root) if name.endswith(f"/{RECORD}")]
+    return _read_record(storage.join(root, max(names))) if names else None
+
+
+def load(found: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Put a checkpoint's tensors into ``model`` and ``optimizer``, on any number of ranks; every rank must call it.
+
+    Returns the lines of metrics up to its step. Raises ArtifactError naming the first file that is missing or not what
+    was written: falling back to an older checkpoint is the user's decision.
+    """
+    names = sorted(found.files)
+    ranks.agree(lambda: [_verify(found, name) for name in names[ranks.rank() :: ranks.world()]])
+    materialize(optimizer)
+    with _quiet():
+        dcp.load(_tensors(model, optimizer), storage_reader=_reader(found.url))
+    return storage.read_bytes(storage.join(found.url, METRICS)).decode().splitlines()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warning that one rank alone saves for itself."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+def _reader(url: str) -> dcp.FileSystemReader:
+    if storage.is_local(url):
+        return dcp.FileSystemReader(storage.local_path(url))
+    reader = FsspecReader(url)
+    reader.fs.fs = storage.filesystem(url)[0]
+    return reader
+
+
+def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Name → tensor (sharded ones as DTensors). Tied parameters occur once."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    tensors = {f"model.{name}": parameter.detach() for parameter, name in names.items()}
+    for parameter, state in optimizer.state.items():
+        tensors |= {f"optimizer.{names[parameter]}.{key}": value for key, value in state.items()}
+    return tensors
+
+
+@contextmanager
+def _staging(url: str) -> Iterator[str]:
+    """Where this rank's files are written first: the folder itself where it is local, else a temporary one."""
+    if storage.is_local(url):
+        os.makedirs(storage.local_path(url), exist_ok=True)
+        yield storage.local_path(url)
+    else:
+        with tempfile.TemporaryDirectory(prefix="bitlm-checkpoint-") as local:
+            yield local
+
+
+def _put(local: str, url: str) -> dict[str, list]:
+    """Put this rank's files at ``url`` and tell of them: DCP's ``__{rank}_…``, and ``.metadata`` of rank 0."""
+    own = [name for name in sorted(os.listdir(local)) if name.startswith(f"__{ranks.rank()}_")]
+    told: dict[str, list] = {}
+    for name in [*own, ".metadata"] if ranks.rank() == 0 else own:
+        path = os.path.join(local, name)
+        there = storage.is_local(url)
+        told[name] = list(storage.sha256(path) if there else storage.upload(path, storage.join(url, name)))
+    return told
+
+
+def _finish(checkpoint: Checkpoint, lines: list[str]) -> None:
+    data = "".join(f"{line}\n" for line in lines).encode()
+    storage.write_atomic(storage.join(checkpoint.url, METRICS), data)
+    checkpoint.files[METRICS] = [len(data), hashlib.sha256(data).hexdigest()]
+    body: dict[str, Any] = {"step": checkpoint.step, "files": dict(sorted(checkpoint.files.items()))}
+    record = {**body, "record_sha256": _digest(body)}
+    storage.write_atomic(storage.join(checkpoint.url, RECORD), json.dumps(record, indent=1).encode())
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _read_record(url: str) -> Checkpoint:
+    try:
+        record = json.loads(storage.read_bytes(url))
+        told = record.pop("record_sha256")
+        if told != _digest(record):
+            raise ValueError("its own sha256 differs")
+        return Checkpoint(record["step"], url.removesuffix(f"/{RECORD}"), record["files"])
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ArtifactError(f"checkpoint file {url} is damaged ({error}); {_remedy(url)}") from error
+
+
+def _verify(found: Checkpoint, name: str) -> None:
+    url, expected = storage.join(found.url, name), tuple(found.files[name])
+    if not storage.exists(url):
+        raise ArtifactError(f"checkpoint file {url} is missing; {_remedy(url)}")
+    told = storage.sha256(url)
+    if told != expected:
+        raise ArtifactError(f"checkpoint file {url} {storage.difference(told, expected)}; {_remedy(url)}")
+
+
+def _remedy(url: str) -> str:
+    return f"delete {url.rsplit('/', 1)[0]} to go on from the checkpoint before it"
+
+
+def _prune(root: str, keep: int) -> None:
+    """Remove older checkpoints and what interrupted saves left; a record goes before the files that it names."""
+    files = storage.list_files(root)
+    complete = sorted(name.split("/")[0] for name in files if name.endswith(f"/{RECORD}"))
+    kept = set(complete[-keep:])
+    for name in sorted({file.split("/")[0] for file in files} - kept):
+        storage.remove_tree(storage.join(root, name, RECORD))
+        storage.remove_tree(storage.join(root, name))

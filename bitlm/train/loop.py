@@ -1,0 +1,137 @@
+"""Training, from the first step or the newest checkpoint to the finished model, on one rank or many."""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bitlm import storage
+from bitlm.config import TrainConfig
+from bitlm.errors import ConfigError
+from bitlm.model.model import BitLMForCausalLM
+from bitlm.train import checkpoint, ranks
+from bitlm.train.batches import Batches
+from bitlm.train.optimizer import learning_rate, make_optimizer, set_learning_rate
+from bitlm.train.sharding import place, reshard, skeleton, whole_weights
+from bitlm.train.step import train_step
+from bitlm.train.validate import validate
+
+FINAL_STEPS = 20  # steps whose mean is the final training loss
+
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One training. ``model`` makes the untrained (or pretrained) model; it is called on rank 0 only.
+
+    ``checkpoints`` and ``out`` are URLs of folders; ``beside`` maps a file name in ``out/model`` to its content.
+    """
+
+    config: TrainConfig
+    model: Callable[[], BitLMForCausalLM]
+    batches: Batches
+    checkpoints: str
+    out: str
+    beside: dict[str, bytes]
+
+
+def train(setup: Setup, *, report: Report) -> dict[str, Any]:
+    """Run to the last step and write ``model/`` and ``metrics.jsonl`` below ``setup.out``; returns the final figures.
+
+    Every rank calls it (torch.distributed started before, or not at all for one rank), and each gets the same figures.
+    ``report`` is called on rank 0 with every line of metrics. Resumes from the newest complete checkpoint. Raises
+    ArtifactError for a damaged one, BitLMError naming the step when the training diverges.
+    """
+    config = setup.config
+    if config.batch_size % ranks.world():
+        raise ConfigError(f"batch_size = {config.batch_size} does not divide among {ranks.world()} workers")
+    device = torch.device("cuda", torch.cuda.current_device()) if config.execution.use_gpu else torch.device("cpu")
+    with _deterministic(device):
+        model = place(setup.model, device, config.precision)
+        optimizer = make_optimizer(model, config)
+        found = ranks.first(lambda: checkpoint.newest(setup.checkpoints))
+        lines = checkpoint.load(found, model, optimizer) if found else []
+        for step in range(found.step + 1 if found else 1, config.steps + 1):
+            lines += _advance(setup, model, optimizer, step, report)
+            if step % config.execution.checkpoint_every == 0 or step == config.steps:
+                checkpoint.save(setup.checkpoints, step, model, optimizer, lines, config.execution.keep_checkpoints)
+    weights = whole_weights(model)
+    ranks.first(lambda: _write(setup, model.config, weights, lines))
+    return _summary(lines, model)
+
+
+def _advance(
+    setup: Setup, model: BitLMForCausalLM, optimizer: torch.optim.Optimizer, step: int, report: Report
+) -> list[str]:
+    """One step, with its validation where one is due; its lines of metrics."""
+    config = setup.config
+    began = time.perf_counter()
+    rate = learning_rate(step, config)
+    set_learning_rate(optimizer, rate)
+    result = train_step(model, optimizer, setup.batches.train(_share(step, config.batch_size)), step, config)
+    seconds = time.perf_counter() - began
+    figures = [{
+        "step": step, "loss": result.loss, "learning_rate": rate, "grad_norm": result.grad_norm,
+        "tokens": result.tokens, "tokens_per_second": result.tokens / seconds, "seconds": seconds,
+    }]
+    if step % config.validate_every == 0 or step == config.steps:
+        figures.append({"step": step, **validate(model, setup.batches, config)})
+        reshard(model)
+    if ranks.rank() == 0:
+        for line in figures:
+            report(line)
+    return [json.dumps(line) for line in figures]
+
+
+def _share(step: int, batch_size: int) -> range:
+    """This rank's slice of the positions of step 1, 2, …"""
+    size = batch_size // ranks.world()
+    start = (step - 1) * batch_size + ranks.rank() * size
+    return range(start, start + size)
+
+
+@contextmanager
+def _deterministic(device: torch.device) -> Iterator[None]:
+    """Same weights from the same run, bit for bit; on a GPU that would cost too much."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(device.type == "cpu")
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+def _write(setup: Setup, config: Any, weights: dict[str, torch.Tensor], lines: list[str]) -> None:
+    model = skeleton(config)
+    model.load_state_dict(weights, strict=True, assign=True)
+    url = storage.join(setup.out, "model")
+    with tempfile.TemporaryDirectory(prefix="bitlm-model-") as folder:
+        model.save_pretrained(folder)
+        for name in sorted(os.listdir(folder)):
+            storage.upload(os.path.join(folder, name), storage.join(url, name))
+    for name, content in setup.beside.items():
+        storage.write_atomic(storage.join(url, name), content)
+    storage.write_atomic(storage.join(setup.out, "metrics.jsonl"), "".join(f"{line}\n" for line in lines).encode())
+
+
+def _summary(lines: list[str], model: BitLMForCausalLM) -> dict[str, Any]:
+    figures = [json.loads(line) for line in lines]
+    steps = [line for line in figures if "loss" in line]
+    validation = {key: value for key, value in figures[-1].items() if key != "step"}
+    last = [line["loss"] for line in steps[-FINAL_STEPS:]]
+    tokens, seconds = sum(line["tokens"] for line in steps), sum(line["seconds"] for line in steps)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    head = sum(parameter.numel() for parameter in model.head.parameters())
+    return {
+        **validation, "train_loss": sum(last) / len(last), "steps": steps[-1]["step"], "tokens": tokens,
+        "tokens_per_second": tokens / seconds, "parameters": {"backbone": total - head, "head": head, "total": total},
+    }

@@ -1,0 +1,56 @@
+"""The validation figure: nats per token (the bound of the diffusion head, the LM head's exact cross-entropy)."""
+
+import math
+from typing import Any
+
+import torch
+
+from bitlm.config import TrainConfig
+from bitlm.diffusion.bound import combine, validation_nats
+from bitlm.model.model import BitLMForCausalLM
+from bitlm.train import ranks
+from bitlm.train.batches import Batches
+from bitlm.train.step import precision_context
+
+SEED = 0  # always the same noise, so that figures of one run, and of two runs, can be compared
+
+
+def validate(model: BitLMForCausalLM, batches: Batches, config: TrainConfig) -> dict[str, Any]:
+    """Over the first ``validation_batches · batch_size`` sequences of the validation split, shared out by index.
+
+    Every rank must call it, and each gets the same figures. ``validation_standard_error`` is None for one sequence.
+    """
+    count = min(batches.validation_count, config.validation_batches * config.batch_size)
+    rank, world = ranks.rank(), ranks.world()
+    own = list(range(rank, count, world))
+    # A sharded model needs every rank at every forward pass: short ranks repeat a sequence, and forget the result.
+    fed = own + [0] * (-(-count // world) - len(own))
+    results = _nats(model, batches, fed, config)[: len(own)]
+    everywhere = sorted(each for part in ranks.gather(list(zip(own, results, strict=True))) for each in part)
+    nats = torch.tensor([total for _, (total, _) in everywhere], dtype=torch.float64)
+    tokens = torch.tensor([number for _, (_, number) in everywhere])
+    found = combine(nats, tokens)
+    figures: dict[str, Any] = {
+        "validation_nats_per_token": found.mean,
+        "validation_standard_error": found.stderr if math.isfinite(found.stderr) else None,
+    }
+    if batches.bytes_per_token is not None:
+        figures["bits_per_byte"] = found.mean / math.log(2) / batches.bytes_per_token
+    return figures
+
+
+def _nats(
+    model: BitLMForCausalLM, batches: Batches, indices: list[int], config: TrainConfig
+) -> list[tuple[float, int]]:
+    """Per sequence: nats over its loss tokens, and their number."""
+    device = next(model.parameters()).device
+    size = config.execution.micro_batch_size or config.batch_size // ranks.world()
+    results = []
+    for start in range(0, len(indices), size):
+        batch = batches.validation(indices[start : start + size]).to(device)
+        with precision_context(device, config):
+            nats, tokens = validation_nats(
+                model, batch.input_ids, batch.attention_mask, batch.loss_blocks, SEED, batch.indices
+            )
+        results += zip(nats.tolist(), tokens.tolist(), strict=True)
+    return results

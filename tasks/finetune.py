@@ -1,0 +1,40 @@
+"""The finetune stage: a pretrained model learns to summarize."""
+
+from typing import Any
+
+from bitlm.artifacts.record import Record
+from bitlm.artifacts.store import Store
+from bitlm.artifacts.work import Work
+from bitlm.config import FinetuneConfig
+from bitlm.data.summaries import read_examples
+from bitlm.errors import ConfigError
+from bitlm.steps import Step
+from tasks.run import Run, stage_task
+from tasks.setups import finetune_setup
+from tasks.training import check_tokenizer, fit
+
+
+def build(step: Step, run: Run, work: Work) -> dict[str, Any]:
+    """Raises ConfigError where the examples are too few for one batch or for a validation."""
+    pretrained, corpus, tokenizer = (run.input(step, role) for role in ("pretrain", "corpus", "tokenizer"))
+    check_tokenizer(pretrained, tokenizer)
+    config = run.config.finetune
+    _check_enough(run.store, corpus, config)
+    arguments = {
+        "root": run.store.root, "pretrained": pretrained, "corpus": corpus, "tokenizer": tokenizer,
+        "prompt": run.config.prompt, "config": config,
+    }  # fmt: skip
+    return fit(finetune_setup, arguments, config, step, run, work)
+
+
+def _check_enough(store: Store, corpus: Record, config: FinetuneConfig) -> None:
+    for split, least, why in (
+        ("train", config.batch_size, f"one batch of finetune.batch_size = {config.batch_size}"),
+        ("validation", 1, "one validation"),
+    ):
+        count = sum(1 for _ in read_examples(store, corpus, split, limit=least))
+        if count < least:
+            raise ConfigError(f"{corpus.id} holds {count} {split} summaries, too few for {why}: use more text")
+
+
+task = stage_task("finetune", build)

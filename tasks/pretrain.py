@@ -1,0 +1,46 @@
+"""The pretrain stage: a model of one head from token shards."""
+
+import json
+from typing import Any
+
+from bitlm.artifacts.record import Record
+from bitlm.artifacts.store import Store
+from bitlm.artifacts.work import Work
+from bitlm.config import PretrainConfig
+from bitlm.data.tokens import TOKENS_FILE
+from bitlm.errors import ConfigError
+from bitlm.steps import Step
+from tasks.run import Run, stage_task
+from tasks.setups import pretrain_setup
+from tasks.training import check_tokenizer, fit
+
+
+def build(step: Step, run: Run, work: Work) -> dict[str, Any]:
+    """Raises ConfigError where the tokens are too few for one batch or for a validation."""
+    tokens, tokenizer = run.input(step, "tokens"), run.input(step, "tokenizer")
+    check_tokenizer(tokens, tokenizer)
+    config = run.config.pretrain
+    _check_enough(run.store, tokens, config)
+    arguments = {
+        "root": run.store.root, "tokens": tokens, "tokenizer": tokenizer, "head": step.identity["head"],
+        "model": run.config.model, "config": config,
+    }  # fmt: skip
+    return fit(pretrain_setup, arguments, config, step, run, work)
+
+
+def _check_enough(store: Store, tokens: Record, config: PretrainConfig) -> None:
+    with open(store.checked(tokens, TOKENS_FILE), "rb") as file:
+        splits = json.load(file)["splits"]
+    for split, least, why in (
+        ("train", config.batch_size, f"one batch of pretrain.batch_size = {config.batch_size}"),
+        ("validation", 1, "one validation"),
+    ):
+        count = sum(shard["tokens"] // config.sequence_length for shard in splits[split]["shards"])
+        if count < least:
+            raise ConfigError(
+                f"{tokens.id} holds {count} {split} sequences of pretrain.sequence_length = {config.sequence_length} "
+                f"tokens, too few for {why}: use more text or shorter sequences"
+            )
+
+
+task = stage_task("pretrain", build)

@@ -1,0 +1,64 @@
+"""What a worker trains, made in the worker from plain data. Workers load this module, so it needs no Prefect."""
+
+import torch
+
+from bitlm.artifacts.record import Record
+from bitlm.artifacts.store import Store
+from bitlm.config import FinetuneConfig, Head, ModelConfig, PretrainConfig, PromptConfig
+from bitlm.data.loader import open_finetune, open_pretrain
+from bitlm.data.tokenizer import INFO_FILE, TOKENIZER_FILE, load_tokenizer
+from bitlm.errors import ConfigError
+from bitlm.model.config import BitLMConfig
+from bitlm.model.model import BitLMForCausalLM
+from bitlm.train.loop import Setup
+
+
+def pretrain_setup(
+    root: str, tokens: Record, tokenizer: Record, head: Head, model: ModelConfig, config: PretrainConfig,
+    checkpoints: str, out: str,
+) -> Setup:  # fmt: skip
+    """An untrained model of one head, and token shards."""
+    store = Store(root)
+    info = load_tokenizer(store, tokenizer).info
+    described = BitLMConfig.from_sections(
+        model, config.diffusion, head=head, vocab_size=info.vocab_size, num_bits=info.num_bits, end_id=info.end_id,
+        pad_id=info.pad_id,
+    )  # fmt: skip
+
+    def untrained() -> BitLMForCausalLM:
+        torch.manual_seed(config.seed)
+        return BitLMForCausalLM(described)
+
+    return Setup(config, untrained, open_pretrain(store, tokens, config), checkpoints, out, _beside(store, tokenizer))
+
+
+def finetune_setup(
+    root: str, pretrained: Record, corpus: Record, tokenizer: Record, prompt: PromptConfig, config: FinetuneConfig,
+    checkpoints: str, out: str,
+) -> Setup:  # fmt: skip
+    """A pretrained model and summaries. Raises ConfigError where its blocks and the prompt's lengths do not fit."""
+    store = Store(root)
+    folder = store.checked_folder(pretrained, "model")
+    m = BitLMConfig.from_pretrained(folder).block_size
+    if prompt.max_summary_tokens % m:
+        raise ConfigError(
+            f"prompt.max_summary_tokens = {prompt.max_summary_tokens} is not a whole number of the blocks of {m} "
+            f"tokens that {pretrained.id} writes"
+        )
+
+    def trained() -> BitLMForCausalLM:
+        model = BitLMForCausalLM.load(folder)
+        model.config.use_diffusion(config.diffusion)
+        return model
+
+    batches = open_finetune(store, corpus, tokenizer, prompt, m, config.seed)
+    return Setup(config, trained, batches, checkpoints, out, _beside(store, tokenizer))
+
+
+def _beside(store: Store, tokenizer: Record) -> dict[str, bytes]:
+    """The tokenizer's files, which a model's folder holds too."""
+    found = {}
+    for name in (TOKENIZER_FILE, INFO_FILE):
+        with open(store.checked(tokenizer, name), "rb") as file:
+            found[name] = file.read()
+    return found

@@ -1,0 +1,156 @@
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from toy_training import ROWS, metrics, run, run_ranks, stop_at, toy_model, toy_setup, weights
+
+from bitlm.errors import BitLMError, ConfigError
+from bitlm.model.model import BitLMForCausalLM
+from bitlm.train.loop import train
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in metrics(folder) if "loss" in line]
+
+
+def validations(folder: Path) -> list[float]:
+    return [line["validation_nats_per_token"] for line in metrics(folder) if "loss" not in line]
+
+
+def same(a: Path, b: Path) -> bool:
+    left, right = weights(a), weights(b)
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize("head", ["diffusion", "lm"])
+def test_training_learns_and_writes_a_loadable_model(tmp_path: Path, head: str) -> None:
+    told = run(tmp_path, head=head, steps=40, execution={"checkpoint_every": 100})
+    assert sum(losses(tmp_path)[-5:]) < 0.9 * sum(losses(tmp_path)[:5])
+    assert told == metrics(tmp_path)
+    assert [line["step"] for line in told if "loss" in line] == list(range(1, 41))
+    assert [line["step"] for line in told if "loss" not in line] == [*range(3, 40, 3), 40]
+    model = BitLMForCausalLM.load(tmp_path / "out" / "model")
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in weights(tmp_path).items())
+    assert (tmp_path / "out" / "model" / "tokenizer.json").read_bytes() == b"{}"
+
+
+def test_bits_per_byte_is_nats_over_ln2_and_bytes(tmp_path: Path) -> None:
+    last = run(tmp_path, steps=1)[-1]
+    assert last["bits_per_byte"] == pytest.approx(last["validation_nats_per_token"] / math.log(2) / 2.0)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("head", ["diffusion", "lm"])
+def test_micro_batches_change_only_rounding(tmp_path: Path, head: str, masked: bool) -> None:
+    run(tmp_path / "whole", head=head, masked=masked)
+    run(tmp_path / "parts", head=head, masked=masked, execution={"micro_batch_size": 3})
+    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
+    assert validations(tmp_path / "parts") == pytest.approx(validations(tmp_path / "whole"), rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of trainings that two processes did: undisturbed ones, and one that one process had begun."""
+    folder = tmp_path_factory.mktemp("two_ranks")
+    with pytest.raises(KeyboardInterrupt):
+        train(toy_setup(folder / "begun"), report=stop_at(3))
+    parts = {"micro_batch_size": 1}
+    run_ranks(2, [
+        (folder / "diffusion", {"masked": True, "execution": parts}), (folder / "lm", {"head": "lm"}),
+        (folder / "begun", {}), (folder / "bfloat16", {"precision": "bfloat16"}),
+    ])  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize(("head", "masked"), [("diffusion", True), ("lm", False)])
+def test_two_ranks_change_only_rounding(tmp_path: Path, two_ranks: Path, head: str, masked: bool) -> None:
+    run(tmp_path, head=head, masked=masked)
+    assert losses(two_ranks / head) == pytest.approx(losses(tmp_path), rel=1e-5)
+    assert validations(two_ranks / head) == pytest.approx(validations(tmp_path), rel=1e-5)
+    for name, value in weights(tmp_path).items():
+        torch.testing.assert_close(weights(two_ranks / head)[name], value, rtol=0, atol=2e-4)
+
+
+def test_two_ranks_go_on_where_one_stopped_and_one_where_two_did(tmp_path: Path, two_ranks: Path) -> None:
+    run(tmp_path)
+    assert losses(two_ranks / "begun") == pytest.approx(losses(tmp_path), rel=1e-5)
+    shutil.copytree(two_ranks / "begun", tmp_path / "again")
+    (tmp_path / "again" / "checkpoints" / "step-00000006" / "checkpoint.json").unlink()
+    assert run(tmp_path / "again")[0]["step"] == 5
+    assert losses(tmp_path / "again") == pytest.approx(losses(tmp_path), rel=1e-5)
+
+
+def test_bfloat16_keeps_float32_weights_and_stays_near(tmp_path: Path, two_ranks: Path) -> None:
+    run(tmp_path / "exact")
+    run(tmp_path / "one", precision="bfloat16")
+    for folder in (tmp_path / "one", two_ranks / "bfloat16"):
+        assert losses(folder) == pytest.approx(losses(tmp_path / "exact"), rel=0.02)
+        assert losses(folder) != losses(tmp_path / "exact")
+        assert all(value.dtype == torch.float32 for value in weights(folder).values())
+
+
+def test_same_run_same_bits(tmp_path: Path) -> None:
+    run(tmp_path / "a")
+    run(tmp_path / "b")
+    assert same(tmp_path / "a", tmp_path / "b")
+
+
+def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
+    run(tmp_path / "a")
+    run(tmp_path / "b", seed=1)
+    assert not same(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize("killed_at", [1, 5, 6])
+def test_resumed_is_bit_identical_to_undisturbed(tmp_path: Path, killed_at: int) -> None:
+    run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(toy_setup(tmp_path / "cut"), report=stop_at(killed_at))
+    told = run(tmp_path / "cut")
+    assert told[0]["step"] == killed_at - (killed_at - 1) % 2
+    assert same(tmp_path / "whole", tmp_path / "cut")
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert validations(tmp_path / "cut") == validations(tmp_path / "whole")
+
+
+def test_a_run_that_had_ended_only_writes_its_model_again(tmp_path: Path) -> None:
+    run(tmp_path)
+    (tmp_path / "out" / "model" / "model.safetensors").unlink()
+    assert run(tmp_path) == []
+    assert len(losses(tmp_path)) == 6
+
+
+def test_divergence_stops_with_the_step(tmp_path: Path) -> None:
+    setup = toy_setup(tmp_path)
+
+    def broken() -> BitLMForCausalLM:
+        model = toy_model("diffusion")
+        model.start_block.data[0, 0] = math.nan
+        return model
+
+    with pytest.raises(BitLMError, match=r"diverged at step 1: loss nan.*learning_rate"):
+        train(replace(setup, model=broken), report=lambda line: None)
+
+
+def test_every_sequence_is_fed_once_per_epoch(tmp_path: Path) -> None:
+    setup = toy_setup(tmp_path, steps=ROWS // 4, execution={"micro_batch_size": 3})
+    seen: list[tuple[int, int]] = []
+    original = setup.batches.train
+
+    def spy(positions: range):
+        batch = original(positions)
+        seen.extend(zip(batch.epochs, batch.indices, strict=True))
+        return batch
+
+    setup.batches.train = spy  # type: ignore[method-assign]
+    train(setup, report=lambda line: None)
+    assert seen == [(0, i) for i in range(ROWS)]
+
+
+def test_batch_that_does_not_divide_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitlm.train.ranks.world", lambda: 3)
+    with pytest.raises(ConfigError, match="batch_size = 4 does not divide among 3 workers"):
+        run(tmp_path)

@@ -1,0 +1,56 @@
+import math
+
+import pytest
+import torch
+from toy_training import toy_model
+
+from bitlm.config import PretrainConfig
+from bitlm.train.optimizer import decay_groups, learning_rate, make_optimizer, materialize
+
+CONFIG = PretrainConfig(steps=110, warmup_steps=10, learning_rate=2.0, final_lr_ratio=0.1)
+
+
+@pytest.mark.parametrize(
+    ("step", "rate"),
+    [(1, 0.2), (5, 1.0), (10, 2.0), (35, 2 * (0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2)), (60, 1.1), (110, 0.2)],
+)
+def test_learning_rate_by_hand(step: int, rate: float) -> None:
+    assert learning_rate(step, CONFIG) == pytest.approx(rate)
+
+
+def test_learning_rate_without_warmup_and_with_nothing_but_warmup() -> None:
+    assert learning_rate(1, PretrainConfig(steps=1, warmup_steps=0, learning_rate=1.0)) == pytest.approx(0.1)
+    assert learning_rate(3, PretrainConfig(steps=3, warmup_steps=6, learning_rate=1.0)) == 0.5
+
+
+@pytest.mark.parametrize("head", ["diffusion", "lm"])
+def test_matrices_decay_and_vectors_do_not(head: str) -> None:
+    model = toy_model(head)
+    decayed, spared = decay_groups(model, 0.1)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+    assert all(name.endswith(("norm.weight", "bias")) for name in map(names.get, spared["params"]))
+    assert "model.embed_tokens.weight" in map(names.get, decayed["params"])
+    assert len(decayed["params"]) + len(spared["params"]) == len(names)
+
+
+def test_decay_shrinks_matrices_only() -> None:
+    model = toy_model("diffusion")
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer = make_optimizer(model, CONFIG.model_copy(update={"weight_decay": 0.25, "learning_rate": 0.1}))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        expected = before[name] * (0.975 if parameter.ndim == 2 else 1)
+        torch.testing.assert_close(parameter.detach(), expected)
+
+
+def test_materialize_moves_nothing() -> None:
+    model = toy_model("diffusion")
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer = make_optimizer(model, CONFIG)
+    materialize(optimizer)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+    assert len(optimizer.state) == len(before)
+    assert {group["lr"] for group in optimizer.param_groups} == {2.0}

@@ -1,0 +1,119 @@
+"""A training small enough for a test: some thousand weights, and sequences that are functions of their index."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from safetensors.torch import load_file
+
+from bitlm.config import PretrainConfig
+from bitlm.model.config import BitLMConfig
+from bitlm.model.model import BitLMForCausalLM
+from bitlm.train.loop import Setup, train
+from bitlm.train.step import Batch
+
+LENGTH, ROWS, VALIDATION_ROWS = 16, 24, 7
+
+
+class ToyBatches:
+    """Counting sequences; ``masked`` gives them left padding and loss on some blocks only, as fine-tuning has."""
+
+    validation_count = VALIDATION_ROWS
+    bytes_per_token = 2.0
+
+    def __init__(self, m: int, masked: bool = False) -> None:
+        self.m, self.masked = m, masked
+
+    def train(self, positions: range) -> Batch:
+        return self._rows([p % ROWS for p in positions], [p // ROWS for p in positions])
+
+    def validation(self, indices: Sequence[int]) -> Batch:
+        return self._rows([1000 + i for i in indices], [0] * len(indices))
+
+    def _rows(self, indices: list[int], epochs: list[int]) -> Batch:
+        index = torch.tensor(indices)[:, None]
+        ids = (index * 7 + torch.arange(LENGTH) * (index % 5 + 1)) % 50
+        if not self.masked:
+            return Batch(ids, None, None, indices, epochs)
+        padding = index % 3  # tokens of padding
+        mask = (torch.arange(LENGTH)[None] >= padding).long()
+        blocks = torch.arange(LENGTH // self.m)[None] >= LENGTH // self.m - 1 - index % 2
+        return Batch(ids, mask, blocks, indices, epochs)
+
+
+def toy_model(head: str) -> BitLMForCausalLM:
+    torch.manual_seed(0)
+    config = BitLMConfig(
+        head=head, vocab_size=50, embedding_rows=128, num_bits=6, block_size=4 if head == "diffusion" else 1,
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
+        intermediate_size=48, head_width=32, head_num_layers=2, head_head_dim=16, end_token_id=0, pad_token_id=1,
+    )  # fmt: skip
+    return BitLMForCausalLM(config)
+
+
+def toy_setup(
+    folder: Path | str, head: str = "diffusion", masked: bool = False, execution: dict[str, Any] | None = None,
+    **config: Any,
+) -> Setup:  # fmt: skip
+    defaults = {
+        "steps": 6, "batch_size": 4, "learning_rate": 3e-3, "warmup_steps": 2, "validate_every": 3,
+        "validation_batches": 2,
+    }  # fmt: skip
+    return Setup(
+        config=PretrainConfig(**{**defaults, **config, "execution": {"checkpoint_every": 2, **(execution or {})}}),
+        model=lambda: toy_model(head),
+        batches=ToyBatches(4 if head == "diffusion" else 1, masked),
+        checkpoints=f"{folder}/checkpoints",
+        out=f"{folder}/out",
+        beside={"tokenizer.json": b"{}"},
+    )
+
+
+def run(folder: Path, **options: Any) -> list[dict[str, Any]]:
+    """One rank, in this process; returns the lines that were reported."""
+    told: list[dict[str, Any]] = []
+    train(toy_setup(folder, **options), report=told.append)
+    return told
+
+
+def run_ranks(world: int, trainings: Sequence[tuple[Path, dict[str, Any]]]) -> None:
+    """Several trainings, each a folder and the options of ``toy_setup``, by ``world`` processes over gloo."""
+    with tempfile.TemporaryDirectory() as meeting:
+        mp.spawn(_rank, args=(world, meeting, trainings), nprocs=world)
+
+
+def _rank(rank: int, world: int, meeting: str, trainings: Sequence[tuple[Path, dict[str, Any]]]) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(os.path.join(meeting, "store"), world)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=120))
+    try:
+        for folder, options in trainings:
+            train(toy_setup(folder, **options), report=lambda line: None)
+    finally:
+        dist.destroy_process_group()
+    os._exit(0)  # an orderly exit may abort: torch 2.13 then destroys threads of gloo that still run
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "out" / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "out" / "model" / "model.safetensors")
+
+
+def stop_at(step: int) -> Callable[[dict[str, Any]], None]:
+    """A report that kills the training when it hears of ``step``."""
+
+    def report(line: dict[str, Any]) -> None:
+        if line["step"] == step:
+            raise KeyboardInterrupt
+
+    return report
