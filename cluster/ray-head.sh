@@ -3,6 +3,8 @@
 #   cluster/ray-head.sh [--num-cpus 2 …further options of `ray start`]
 # `ray stop` would end every Ray process of the machine; ending this script ends this head only.
 set -euo pipefail
-export RAY_USAGE_STATS_ENABLED=0
+export RAY_USAGE_STATS_ENABLED=0 RAY_AUTH_MODE=token
+# Clients need the same token: on this machine RAY_AUTH_MODE=token is enough, elsewhere RAY_AUTH_TOKEN_PATH names a copy of it.
+[ -n "${RAY_AUTH_TOKEN_PATH:-}${RAY_AUTH_TOKEN:-}" ] || ray get-auth-token --generate >/dev/null
 exec ray start --head --block --dashboard-host 127.0.0.1 --dashboard-port "${BITLM_JOB_PORT:-8265}" \
   --port "${BITLM_RAY_PORT:-6379}" --disable-usage-stats "$@"

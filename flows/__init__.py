@@ -1,7 +1,8 @@
 """Prefect flows and the command line.
 
 The variables below are read when Prefect and Ray are first imported, so they are set before any module here does that.
-Each can be overridden from outside: nothing is sent to third parties, and the terminal shows our lines rather than theirs.
+Each can be overridden from outside: nothing is sent to third parties, and the terminal shows our lines
+rather than theirs (the command line prints a fault itself, so Prefect's copy of its traceback is left out).
 """
 
 import os
@@ -9,7 +10,7 @@ import os
 for _name, _value in {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_LOGGING_LEVEL": "WARNING",
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "TOKENIZERS_PARALLELISM": "false",

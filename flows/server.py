@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
 from bitlm.errors import BitLMError
 
@@ -38,7 +38,7 @@ def prefect_api() -> Iterator[str]:
     try:
         url = f"http://127.0.0.1:{port}/api"
         _wait_until_ready(url, guard)
-        with temporary_settings({PREFECT_API_URL: url}):
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_LOGGING_TO_API_ENABLED: False}):
             yield url
     finally:
         guard.kill()

@@ -64,7 +64,7 @@ def train(setup: Setup, *, report: Report) -> dict[str, Any]:
                 checkpoint.save(setup.checkpoints, step, model, optimizer, lines, config.execution.keep_checkpoints)
     weights = whole_weights(model)
     ranks.first(lambda: _write(setup, model.config, weights, lines))
-    return _summary(lines, model)
+    return {**_summary(lines, model), "resumed_from_step": found.step if found else 0}
 
 
 def _advance(

@@ -35,7 +35,7 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def source(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Real FineWeb rows (all ids null) in row groups of 20, and a jsonl file with faulty lines and an XSum test text."""
+    """Real FineWeb rows (all ids null) in row groups of 20, and a jsonl file with faulty lines and a test text."""
     folder = tmp_path_factory.mktemp("source")
     table = pq.read_table(samples / "fineweb" / "first_rows.parquet")
     pq.write_table(table, folder / "a.parquet", row_group_size=20)
@@ -50,7 +50,8 @@ def source(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(source: Path, samples: Path) -> list[str]:
     return [
         "corpus.name=real", f"corpus.source={source}", f"corpus.summaries={samples}/xsum",
-        "corpus.validation_fraction=0.1", f"tokenizer.source={samples}/qwen3/tokenizer.json", "tokens.unit_bytes=200000",
+        f"tokenizer.source={samples}/qwen3/tokenizer.json", "corpus.validation_fraction=0.1",
+        "tokens.unit_bytes=200000",
     ]  # fmt: skip
 
 

@@ -1,0 +1,69 @@
+"""A pipeline so small that it takes a minute, run as users run it: as a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+
+SETTINGS: dict[str, Any] = {
+    "corpus": {"max_documents": 4000},
+    "tokenizer": {"vocab_size": 512},
+    "tokens": {"unit_bytes": 200_000},
+    "model": {
+        "hidden_size": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16, "ffn_size": 64,
+        "head": {"num_layers": 1, "head_dim": 16},
+    },
+    "prompt": {"max_prompt_tokens": 32, "max_summary_tokens": 8},
+    "pretrain": {
+        "sequence_length": 64, "batch_size": 4, "steps": 4, "warmup_steps": 1, "validate_every": 4, "validation_batches": 1,
+        "execution": {"cpus_per_worker": 1, "checkpoint_every": 2},
+    },
+    "finetune": {
+        "batch_size": 4, "steps": 4, "warmup_steps": 1, "validate_every": 4, "validation_batches": 1,
+        "execution": {"cpus_per_worker": 1, "checkpoint_every": 2},
+    },
+    "evaluate": {"examples": 8, "num_steps": 2, "bootstrap_samples": 50, "execution": {"cpus_per_actor": 1}},
+}
+
+ONE_HEAD = {"pretrain": {**SETTINGS["pretrain"], "heads": ["diffusion"]}}
+
+STEPS = [
+    "corpus/tiny", "tokenizer/tiny", "tokens/tiny", "pretrain/tiny-diffusion", "finetune/tiny-diffusion", "pretrain/tiny-lm",
+    "finetune/tiny-lm", "evaluate/tiny-lead", "evaluate/tiny-diffusion-pretrained", "evaluate/tiny-diffusion-finetuned",
+    "evaluate/tiny-lm-pretrained", "evaluate/tiny-lm-finetuned", "report/tiny",
+]
+ONE_HEAD_STEPS = [step for step in STEPS if "-lm" not in step]
+
+
+def assignments(settings: dict[str, Any]) -> list[str]:
+    """The settings as command-line arguments."""
+    words = []
+    for key, value in _flat(settings, ""):
+        words += ["--set", f"{key}={json.dumps(value)}"]
+    return words
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    """The caller's environment with a Prefect home of its own, so that runs of the user are not touched."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "RAY_"))}
+    env |= {"PREFECT_HOME": str(home / "prefect"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+    env |= {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "RAY_USAGE_STATS_ENABLED": "0"}
+    return env | more
+
+
+def bitlm(home: Path, *words: str, settings: dict[str, Any] | None = None, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line to its end."""
+    command = [str(BIN / "bitlm"), *words, *(assignments(settings) if settings else [])]
+    return subprocess.run(command, env=environment(home, **more), capture_output=True, text=True, timeout=280, cwd=home, check=False)
+
+
+def _flat(tree: dict[str, Any], prefix: str) -> list[tuple[str, Any]]:
+    found = []
+    for key, value in tree.items():
+        found += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+    return found
