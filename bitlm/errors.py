@@ -1,4 +1,4 @@
-"""Faults that a user can act on. The command line prints each as one line; everything else is a defect and keeps its traceback."""
+"""Faults that a user can act on. The command line prints each as one line; all else is a defect, with a traceback."""
 
 
 class BitLMError(Exception):

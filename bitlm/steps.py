@@ -36,7 +36,9 @@ class Step:
 
     @cached_property
     def fingerprint(self) -> str:
-        return fingerprint(self.stage, self.format, self.identity, {role: made.fingerprint for role, made in self.inputs.items()})
+        return fingerprint(
+            self.stage, self.format, self.identity, {role: made.fingerprint for role, made in self.inputs.items()}
+        )
 
 
 def steps(config: PipelineConfig, given: Mapping[str, Record] | None = None) -> list[Step]:
@@ -71,7 +73,8 @@ def select(all_steps: list[Step], stages: list[str], given: Mapping[str, Record]
         records = {record.id for record in given.values()}
         chosen = [s for s in chosen if any(isinstance(i, Record) and i.id in records for i in s.inputs.values())]
         if not chosen:
-            raise ConfigError(f"--input: no step of {', '.join(stages) or 'the pipeline'} takes {', '.join(sorted(records))} as {', '.join(given)}")
+            named = ", ".join(stages) or "the pipeline"
+            raise ConfigError(f"--input: no step of {named} takes {', '.join(sorted(records))} as {', '.join(given)}")
     if upstream:
         needed: set[str] = set()
         for step in chosen:
@@ -95,7 +98,9 @@ def _filled(role: str, default: Step, given: Mapping[str, Record]) -> Step | Rec
     return record if same_head else default
 
 
-def _make(stage: str, name: str, identity: dict[str, Any], execution: Any, given: Mapping[str, Record], **inputs: Step) -> Step:
+def _make(
+    stage: str, name: str, identity: dict[str, Any], execution: Any, given: Mapping[str, Record], **inputs: Step
+) -> Step:
     ran = execution.model_dump(mode="json") if execution is not None else {}
     return Step(stage, name, identity, ran, {role: _filled(role, made, given) for role, made in inputs.items()})
 
@@ -118,7 +123,9 @@ def _tokenizer(config: PipelineConfig, corpus: Step, given: Mapping[str, Record]
 
 
 def _pretrain(config: PipelineConfig, head: Head, tokens: Step, tokenizer: Step, given: Mapping[str, Record]) -> Step:
-    model = config.model.model_dump(mode="json", exclude={"scale"} if head == "diffusion" else {"scale", "head", "block_size"})
+    model = config.model.model_dump(
+        mode="json", exclude={"scale"} if head == "diffusion" else {"scale", "head", "block_size"}
+    )
     identity = {"head": head, "model": model, **config.pretrain.identity_for(head)}
     name = f"{config.model.scale}-{head}"
     return _make("pretrain", name, identity, config.pretrain.execution, given, tokens=tokens, tokenizer=tokenizer)

@@ -1,4 +1,4 @@
-"""The command line ``bitlm``. Faults that a user can act on are one line and exit code 1; anything else is a traceback."""
+"""The command line ``bitlm``. A fault that a user can act on is one line and exit code 1; any other is a traceback."""
 
 import argparse
 import json
@@ -31,8 +31,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="run the pipeline, or some of its stages")
     _add_selection(run)
-    run.add_argument("--verify", choices=("full", "size"), default="full", 
-                     help="check existing artifacts before use by every byte, or by sizes (readers check each file they open in any case)")
+    run.add_argument(
+        "--verify",
+        choices=("full", "size"),
+        default="full",
+        help="check existing artifacts by every byte, or by sizes (readers check each file they open in any case)",
+    )
     run.set_defaults(command=_run)
     plan = commands.add_parser("plan", help="say what would run, what is reused, and why")
     _add_selection(plan)
@@ -44,7 +48,12 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--json", action="store_true")
     score.set_defaults(command=_score)
     generate = commands.add_parser("generate", help="continue a prompt with a model")
-    generate.add_argument("--model", required=True, metavar="ID", help="a pretrain or finetune artifact, for example finetune/tiny-diffusion")
+    generate.add_argument(
+        "--model",
+        required=True,
+        metavar="ID",
+        help="a pretrain or finetune artifact, for example finetune/tiny-diffusion",
+    )
     generate.add_argument("--prompt", required=True, action="append")
     generate.add_argument("--root", default="artifacts")
     generate.add_argument("--max-new-tokens", type=int, default=64)
@@ -59,9 +68,18 @@ def _parser() -> argparse.ArgumentParser:
 def _add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(STAGES)}; all where none is named")
     parser.add_argument("--preset", default="tiny", help=", ".join(PRESETS))
-    parser.add_argument("--root", default="artifacts", metavar="DIR_OR_URL", help="where artifacts live (default: artifacts)")
+    parser.add_argument(
+        "--root", default="artifacts", metavar="DIR_OR_URL", help="where artifacts live (default: artifacts)"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="STAGE.KEY=VALUE", dest="assignments")
-    parser.add_argument("--input", action="append", default=[], metavar="ROLE=ID", dest="inputs", help="an input by its id, for example tokens=tokens/tiny@v1")
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="ROLE=ID",
+        dest="inputs",
+        help="an input by its id, for example tokens=tokens/tiny@v1",
+    )
     parser.add_argument("--upstream", action="store_true", help="also make what the named stages need")
     parser.add_argument("--json", action="store_true", help="print results as JSON on standard output")
 
@@ -100,7 +118,9 @@ def _plan(args: argparse.Namespace) -> int:
     from flows.show import show_plan
 
     config = configure(args.preset, args.assignments)
-    planned = plan(chosen_steps(_stages(args.stages), config, args.root, _inputs(args.inputs), upstream=True), args.root)
+    planned = plan(
+        chosen_steps(_stages(args.stages), config, args.root, _inputs(args.inputs), upstream=True), args.root
+    )
     if args.json:
         print(json.dumps([p.as_json() for p in planned], indent=2))
     else:
@@ -120,7 +140,9 @@ def _score(args: argparse.Namespace) -> int:
 def _generate(args: argparse.Namespace) -> int:
     from bitlm.evaluate.predictions import Predictor
 
-    settings = configure("tiny", [f"evaluate.{key}={getattr(args, key)}" for key in ("num_steps", "guidance_scale", "seed")]).evaluate
+    settings = configure(
+        "tiny", [f"evaluate.{key}={getattr(args, key)}" for key in ("num_steps", "guidance_scale", "seed")]
+    ).evaluate
     predictor = Predictor(args.root, args.model)
     prompts = [predictor.encode(prompt) for prompt in args.prompt]
     texts, _ = predictor.texts(range(len(prompts)), prompts, args.max_new_tokens, settings)

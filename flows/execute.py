@@ -15,8 +15,13 @@ Inputs = dict[str, str] | None
 Summaries = list[dict[str, Any]]
 
 TASKS = {
-    "corpus": corpus.task, "tokenizer": tokenizer.task, "tokens": tokens.task, "pretrain": pretrain.task,
-    "finetune": finetune.task, "evaluate": evaluate.task, "report": report.task,
+    "corpus": corpus.task,
+    "tokenizer": tokenizer.task,
+    "tokens": tokens.task,
+    "pretrain": pretrain.task,
+    "finetune": finetune.task,
+    "evaluate": evaluate.task,
+    "report": report.task,
 }
 ROLES = ("corpus", "tokenizer", "tokens", "pretrain", "model")
 
@@ -34,7 +39,9 @@ def execute(
     return [outcome.summary() for outcome in outcomes]
 
 
-def chosen_steps(stages: Sequence[str], config: PipelineConfig, root: str, inputs: Inputs, upstream: bool) -> list[Step]:
+def chosen_steps(
+    stages: Sequence[str], config: PipelineConfig, root: str, inputs: Inputs, upstream: bool
+) -> list[Step]:
     """The steps that are meant; ``inputs`` maps a role to the id of the artifact that is to fill it."""
     store = Store(root)
     for role in inputs or {}:
@@ -51,6 +58,10 @@ def check(stages: Sequence[str], config: PipelineConfig, root: str, inputs: Inpu
     coming = {step.key for step in chosen}
     for step in chosen:
         for role, made in step.inputs.items():
-            if isinstance(made, Step) and made.key not in coming and store.find(made.stage, made.name, made.fingerprint) is None:
+            if (
+                isinstance(made, Step)
+                and made.key not in coming
+                and store.find(made.stage, made.name, made.fingerprint) is None
+            ):
                 raise ArtifactError(missing_input(step, role))
     return chosen

@@ -15,9 +15,11 @@ INTERRUPTED = 130
 
 @contextmanager
 def bounded_interrupt() -> Iterator[None]:
-    """The first SIGINT or SIGTERM raises KeyboardInterrupt; if unwinding then takes longer than UNWIND_SECONDS, or on the
-    second signal, every process of this run is killed and the exit code is 130. Artifacts stay whole in either case:
-    they appear by one last atomic step."""
+    """The first SIGINT or SIGTERM raises KeyboardInterrupt.
+
+    If unwinding then takes longer than UNWIND_SECONDS, or on the second signal, every process of this run is killed and
+    the exit code is 130. Artifacts stay whole in either case: they appear by one last atomic step.
+    """
     interrupted = threading.Event()
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:

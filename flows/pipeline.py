@@ -16,8 +16,12 @@ TINY = PipelineConfig()
 
 @flow(name="pipeline")
 def pipeline(
-    config: PipelineConfig = TINY, root: str = "artifacts", inputs: Inputs = None,
-    stages: list[Stage] | None = None, upstream: bool = True, verification: Verification = "full",
+    config: PipelineConfig = TINY,
+    root: str = "artifacts",
+    inputs: Inputs = None,
+    stages: list[Stage] | None = None,
+    upstream: bool = True,
+    verification: Verification = "full",
 ) -> Summaries:
     """Make every artifact of the configuration (or of the named stages) that does not exist yet."""
     return execute(stages or [], config, root, inputs, upstream, verification)

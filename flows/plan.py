@@ -18,8 +18,12 @@ class Planned:
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "step": self.step, "action": "reuse" if self.reuse else "make", "artifact": self.reuse,
-            "fingerprint": self.fingerprint, "reasons": self.reasons, "inputs": self.inputs,
+            "step": self.step,
+            "action": "reuse" if self.reuse else "make",
+            "artifact": self.reuse,
+            "fingerprint": self.fingerprint,
+            "reasons": self.reasons,
+            "inputs": self.inputs,
         }
 
 

@@ -32,8 +32,12 @@ def prefect_api() -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     guard = subprocess.Popen(
-        [sys.executable, "-m", "flows.server", str(port)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE, start_new_session=True, env={**os.environ, "PREFECT_UI_ENABLED": "0"},
+        [sys.executable, "-m", "flows.server", str(port)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        env={**os.environ, "PREFECT_UI_ENABLED": "0"},
     )
     try:
         url = f"http://127.0.0.1:{port}/api"
@@ -58,7 +62,9 @@ def _wait_until_ready(url: str, guard: subprocess.Popen[bytes]) -> None:
         except httpx.TransportError:
             pass  # not listening yet
         pause.wait(0.1)
-    raise BitLMError(f"the local Prefect server was not ready after {STARTUP_SECONDS} s; set PREFECT_API_URL to use a running one")
+    raise BitLMError(
+        f"the local Prefect server was not ready after {STARTUP_SECONDS} s; set PREFECT_API_URL to use a running one"
+    )
 
 
 def _end_with_owner() -> None:
@@ -71,7 +77,13 @@ def _serve(port: int) -> None:
     from prefect.server.api.server import create_app
 
     threading.Thread(target=_end_with_owner, daemon=True).start()
-    uvicorn.run(create_app(ephemeral=True), host="127.0.0.1", port=port, log_level="error", timeout_graceful_shutdown=GRACE_SECONDS)
+    uvicorn.run(
+        create_app(ephemeral=True),
+        host="127.0.0.1",
+        port=port,
+        log_level="error",
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,9 @@ def show_run(summaries: Sequence[Mapping[str, Any]], root: str) -> None:
     for column in ("artifact", "", "made in", "path"):
         table.add_column(column, overflow="fold")
     for summary in summaries:
-        table.add_row(summary["id"], "reused" if summary["reused"] else "made", f"{summary['seconds']:.1f} s", summary["path"])
+        table.add_row(
+            summary["id"], "reused" if summary["reused"] else "made", f"{summary['seconds']:.1f} s", summary["path"]
+        )
     STDOUT.print(table)
     for summary in summaries:
         if summary["id"].startswith("report/"):

@@ -11,8 +11,11 @@ TINY = PipelineConfig()
 
 @flow(name="corpus")
 def corpus(
-    config: PipelineConfig = TINY, root: str = "artifacts", inputs: Inputs = None,
-    upstream: bool = False, verification: Verification = "full",
+    config: PipelineConfig = TINY,
+    root: str = "artifacts",
+    inputs: Inputs = None,
+    upstream: bool = False,
+    verification: Verification = "full",
 ) -> Summaries:
     """Text to pretrain on, and the summarization set."""
     return execute(["corpus"], config, root, inputs, upstream, verification)
@@ -20,8 +23,11 @@ def corpus(
 
 @flow(name="tokenizer")
 def tokenizer(
-    config: PipelineConfig = TINY, root: str = "artifacts", inputs: Inputs = None,
-    upstream: bool = False, verification: Verification = "full",
+    config: PipelineConfig = TINY,
+    root: str = "artifacts",
+    inputs: Inputs = None,
+    upstream: bool = False,
+    verification: Verification = "full",
 ) -> Summaries:
     """A trained or a ready tokenizer, and the number of bits of its codes."""
     return execute(["tokenizer"], config, root, inputs, upstream, verification)
@@ -29,8 +35,11 @@ def tokenizer(
 
 @flow(name="tokens")
 def tokens(
-    config: PipelineConfig = TINY, root: str = "artifacts", inputs: Inputs = None,
-    upstream: bool = False, verification: Verification = "full",
+    config: PipelineConfig = TINY,
+    root: str = "artifacts",
+    inputs: Inputs = None,
+    upstream: bool = False,
+    verification: Verification = "full",
 ) -> Summaries:
     """The corpus as shards of binary codes."""
     return execute(["tokens"], config, root, inputs, upstream, verification)
@@ -38,8 +47,11 @@ def tokens(
 
 @flow(name="pretrain")
 def pretrain(
-    config: PipelineConfig = TINY, root: str = "artifacts", inputs: Inputs = None,
-    upstream: bool = False, verification: Verification = "full",
+    config: PipelineConfig = TINY,
+    root: str = "artifacts",
+    inputs: Inputs = None,
+    upstream: bool = False,
+    verification: Verification = "full",
 ) -> Summaries:
     """A model for each head of ``config.pretrain.heads``."""
     return execute(["pretrain"], config, root, inputs, upstream, verification)
@@ -47,8 +59,11 @@ def pretrain(
 
 @flow(name="finetune")
 def finetune(
-    config: PipelineConfig = TINY, root: str = "artifacts", inputs: Inputs = None,
-    upstream: bool = False, verification: Verification = "full",
+    config: PipelineConfig = TINY,
+    root: str = "artifacts",
+    inputs: Inputs = None,
+    upstream: bool = False,
+    verification: Verification = "full",
 ) -> Summaries:
     """The pretrained models, taught to summarize."""
     return execute(["finetune"], config, root, inputs, upstream, verification)
@@ -56,8 +71,11 @@ def finetune(
 
 @flow(name="evaluate")
 def evaluate(
-    config: PipelineConfig = TINY, root: str = "artifacts", inputs: Inputs = None,
-    upstream: bool = False, verification: Verification = "full",
+    config: PipelineConfig = TINY,
+    root: str = "artifacts",
+    inputs: Inputs = None,
+    upstream: bool = False,
+    verification: Verification = "full",
 ) -> Summaries:
     """Summaries and their ROUGE for the lead baseline and for every model."""
     return execute(["evaluate"], config, root, inputs, upstream, verification)
@@ -65,8 +83,11 @@ def evaluate(
 
 @flow(name="report")
 def report(
-    config: PipelineConfig = TINY, root: str = "artifacts", inputs: Inputs = None,
-    upstream: bool = False, verification: Verification = "full",
+    config: PipelineConfig = TINY,
+    root: str = "artifacts",
+    inputs: Inputs = None,
+    upstream: bool = False,
+    verification: Verification = "full",
 ) -> Summaries:
     """One page that shows it all."""
     return execute(["report"], config, root, inputs, upstream, verification)

@@ -12,7 +12,7 @@ PLAIN_SECONDS = 10.0
 
 
 class Progress:
-    """``update`` may be called as often as one likes: it shows at most twice a second (every ten seconds in a plain log)."""
+    """``update`` may be called at will: it shows at most twice a second (every ten seconds in a plain log)."""
 
     def __init__(self, title: str, console: Console) -> None:
         self._title = title
@@ -35,7 +35,9 @@ class Progress:
     def _show(self, fraction: float, text: str) -> None:
         line = f"  {self._title}  {fraction:4.0%}  {text}"
         if self._console.is_terminal:
-            self._console.print(line[: self._console.width - 1].ljust(self._console.width - 1), end="\r", highlight=False, markup=False)
+            self._console.print(
+                line[: self._console.width - 1].ljust(self._console.width - 1), end="\r", highlight=False, markup=False
+            )
         else:
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 

@@ -38,8 +38,13 @@ class Outcome:
     def summary(self) -> dict[str, Any]:
         """For programs: id, path, whether it was reused, why not, and its metrics."""
         return {
-            "id": self.record.id, "path": self.url, "reused": self.reused, "reasons": list(self.reasons),
-            "fingerprint": self.record.fingerprint, "seconds": self.record.seconds, "metrics": self.record.metrics,
+            "id": self.record.id,
+            "path": self.url,
+            "reused": self.reused,
+            "reasons": list(self.reasons),
+            "fingerprint": self.record.fingerprint,
+            "seconds": self.record.seconds,
+            "metrics": self.record.metrics,
         }
 
 
@@ -98,15 +103,22 @@ def missing_input(step: Step, role: str) -> str:
     )
 
 
-def stage_task(stage: str, build: Build, then: Callable[[Record, Run], None] | None = None) -> Task[[Step, Run], Outcome]:
+def stage_task(
+    stage: str, build: Build, then: Callable[[Record, Run], None] | None = None
+) -> Task[[Step, Run], Outcome]:
     """The Prefect task of a stage; ``then`` may record something about the finished artifact.
 
     A stage is idempotent, so Prefect may run it once more after a fault that is not the user's.
     """
 
     @task(
-        name=stage, task_run_name="{step.key}", cache_policy=NO_CACHE, persist_result=False,
-        retries=1, retry_delay_seconds=2, retry_condition_fn=_worth_retrying,
+        name=stage,
+        task_run_name="{step.key}",
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        retries=1,
+        retry_delay_seconds=2,
+        retry_condition_fn=_worth_retrying,
     )
     def run_stage(step: Step, run: Run) -> Outcome:
         outcome = run_step(step, run, build)
@@ -135,14 +147,25 @@ def run_step(step: Step, run: Run, build: Build) -> Outcome:
             return _reused(found, run)
         metrics = build(step, run, work)
         draft = Draft(
-            stage=step.stage, name=step.name, fingerprint=step.fingerprint, format=step.format, identity=step.identity,
-            execution=step.execution, inputs=inputs, metrics=metrics, started=started,
+            stage=step.stage,
+            name=step.name,
+            fingerprint=step.fingerprint,
+            format=step.format,
+            identity=step.identity,
+            execution=step.execution,
+            inputs=inputs,
+            metrics=metrics,
+            started=started,
         )
         record = run.store.commit(work, draft)
     finally:
         work.release()
     run.verified.add(record.id)
-    run.console.print(f"[green]made[/]    {record.id}  [dim]{record.seconds:.1f} s  {headline(record.metrics)}[/]", highlight=False, soft_wrap=True)
+    run.console.print(
+        f"[green]made[/]    {record.id}  [dim]{record.seconds:.1f} s  {headline(record.metrics)}[/]",
+        highlight=False,
+        soft_wrap=True,
+    )
     return _told(Outcome(record, run.store.url(record.id), False, reasons))
 
 
@@ -159,7 +182,13 @@ def headline(metrics: Mapping[str, Any], most: int = 6) -> str:
     for key, value in metrics.items():
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             continue
-        shown.append(f"{key} {value:,}" if isinstance(value, int) else f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}")
+        shown.append(
+            f"{key} {value:,}"
+            if isinstance(value, int)
+            else f"{key} {value:.4g}"
+            if isinstance(value, float)
+            else f"{key} {value}"
+        )
     return " · ".join(shown[:most])
 
 
@@ -168,9 +197,16 @@ def _told(outcome: Outcome) -> Outcome:
         record = outcome.record
         lines = [f"**{record.id}** ({'reused' if outcome.reused else 'made'})", "", f"`{outcome.url}`", ""]
         lines += [f"- {reason}" for reason in outcome.reasons]
-        lines += ["", "| input | artifact |", "|---|---|", *(f"| {role} | {entry.id} |" for role, entry in record.inputs.items())]
+        lines += [
+            "",
+            "| input | artifact |",
+            "|---|---|",
+            *(f"| {role} | {entry.id} |" for role, entry in record.inputs.items()),
+        ]
         lines += ["", "| metric | value |", "|---|---|"]
-        lines += [f"| {key} | {value} |" for key, value in record.metrics.items() if isinstance(value, int | float | str)]
+        lines += [
+            f"| {key} | {value} |" for key, value in record.metrics.items() if isinstance(value, int | float | str)
+        ]
         key = "".join(c if c.isalnum() else "-" for c in f"{record.stage}-{record.name}".lower())
         create_markdown_artifact("\n".join(lines), key=key, description=record.id)
     return outcome

@@ -1,4 +1,4 @@
-"""The Ray session of a run: joined where RAY_ADDRESS names a cluster, else started on this machine; stopped only if started here."""
+"""The Ray session of a run: joined where RAY_ADDRESS names a cluster, else started here, and then stopped as well."""
 
 import logging
 import os

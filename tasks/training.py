@@ -78,8 +78,11 @@ def _trainer(job: dict[str, Any], step: Step, work: Work, execution: TrainExecut
             num_workers=execution.num_workers, use_gpu=execution.use_gpu, resources_per_worker=_resources(execution)
         ),
         run_config=RunConfig(
-            name=f"{step.stage}-{step.name}", storage_path=path, storage_filesystem=remote,
-            failure_config=FailureConfig(max_failures=execution.max_failures), callbacks=[Introduce(job["monitor"])],
+            name=f"{step.stage}-{step.name}",
+            storage_path=path,
+            storage_filesystem=remote,
+            failure_config=FailureConfig(max_failures=execution.max_failures),
+            callbacks=[Introduce(job["monitor"])],
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )

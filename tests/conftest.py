@@ -1,4 +1,4 @@
-"""Shared fixtures. ``samples`` is a folder of small real FineWeb and XSum files; tests that need it skip where it is absent."""
+"""Shared fixtures. ``samples`` is a folder of small real FineWeb and XSum files; tests skip without it."""
 
 import os
 from pathlib import Path

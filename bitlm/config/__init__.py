@@ -20,7 +20,22 @@ from bitlm.config.stages import (
 )
 
 __all__ = [
-    "PRESETS", "CorpusConfig", "DiffusionConfig", "EvaluateConfig", "FinetuneConfig", "Head", "HeadConfig", "ModelConfig",
-    "PipelineConfig", "PretrainConfig", "PromptConfig", "ReportConfig", "Sections", "TokenizerConfig", "TokensConfig",
-    "TrainConfig", "TrainExecution", "configure",
+    "PRESETS",
+    "CorpusConfig",
+    "DiffusionConfig",
+    "EvaluateConfig",
+    "FinetuneConfig",
+    "Head",
+    "HeadConfig",
+    "ModelConfig",
+    "PipelineConfig",
+    "PretrainConfig",
+    "PromptConfig",
+    "ReportConfig",
+    "Sections",
+    "TokenizerConfig",
+    "TokensConfig",
+    "TrainConfig",
+    "TrainExecution",
+    "configure",
 ]

@@ -14,7 +14,7 @@ Preset = Literal["tiny", "0.6b", "1.7b", "4b", "8b"]
 
 
 class PipelineConfig(Sections):
-    """``PipelineConfig.model_validate({"preset": "4b", "pretrain": {"steps": 10}})`` is the preset with one value changed."""
+    """``PipelineConfig.model_validate({"preset": "4b", "pretrain": {"steps": 10}})``: the preset, one value changed."""
 
     preset: Preset = "tiny"
 

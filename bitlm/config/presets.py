@@ -1,4 +1,7 @@
-"""A scale is a function that returns the sections of a configuration (sizes: Qwen3; settings: the article and BitDance)."""
+"""A scale is a function that returns the sections of a configuration.
+
+Sizes are Qwen3's, settings the article's and BitDance's.
+"""
 
 from collections.abc import Callable
 
@@ -32,29 +35,31 @@ class Sections(Frozen):
 
     @model_validator(mode="after")
     def _possible(self) -> "Sections":
-        m = self.model.block_size
-        if self.pretrain.sequence_length % m:
-            raise ValueError(f"model.block_size = {m} does not divide pretrain.sequence_length = {self.pretrain.sequence_length}")
-        if self.pretrain.sequence_length % 8:
-            raise ValueError(f"pretrain.sequence_length = {self.pretrain.sequence_length} is not a multiple of 8, the tokens of one packed code")
-        if self.prompt.max_summary_tokens % m:
-            raise ValueError(f"model.block_size = {m} does not divide prompt.max_summary_tokens = {self.prompt.max_summary_tokens}")
-        if self.model.num_heads % self.model.num_kv_heads:
-            raise ValueError(f"model.num_kv_heads = {self.model.num_kv_heads} does not divide model.num_heads = {self.model.num_heads}")
-        width = self.model.head.width or self.model.hidden_size
-        if width % self.model.head.head_dim:
-            raise ValueError(f"model.head.head_dim = {self.model.head.head_dim} does not divide the head's width {width}")
+        m, heads, kv_heads = self.model.block_size, self.model.num_heads, self.model.num_kv_heads
+        length, summary = self.pretrain.sequence_length, self.prompt.max_summary_tokens
+        width, head_dim = self.model.head.width or self.model.hidden_size, self.model.head.head_dim
+        if length % m:
+            raise ValueError(f"model.block_size = {m} does not divide pretrain.sequence_length = {length}")
+        if length % 8:
+            raise ValueError(
+                f"pretrain.sequence_length = {length} is not a multiple of 8, the tokens of one packed code"
+            )
+        if summary % m:
+            raise ValueError(f"model.block_size = {m} does not divide prompt.max_summary_tokens = {summary}")
+        if heads % kv_heads:
+            raise ValueError(f"model.num_kv_heads = {kv_heads} does not divide model.num_heads = {heads}")
+        if width % head_dim:
+            raise ValueError(f"model.head.head_dim = {head_dim} does not divide the head's width {width}")
         bits, vocab = self.tokenizer.num_bits, self.tokenizer.vocab_size
         if self.tokenizer.source == "train" and bits is not None and 2**bits < vocab:
+            least = (vocab - 1).bit_length()
             raise ValueError(
-                f"tokenizer.num_bits = {bits} is too small for tokenizer.vocab_size = {vocab}: at least {(vocab - 1).bit_length()} are needed"
+                f"tokenizer.num_bits = {bits} is too small for tokenizer.vocab_size = {vocab}: at least {least} are needed"
             )
-        for stage in (self.pretrain, self.finetune):
-            if stage.batch_size % stage.execution.num_workers:
-                key = "pretrain" if stage is self.pretrain else "finetune"
-                raise ValueError(
-                    f"{key}.execution.num_workers = {stage.execution.num_workers} does not divide {key}.batch_size = {stage.batch_size}"
-                )
+        for key, stage in (("pretrain", self.pretrain), ("finetune", self.finetune)):
+            workers, batch = stage.execution.num_workers, stage.batch_size
+            if batch % workers:
+                raise ValueError(f"{key}.execution.num_workers = {workers} does not divide {key}.batch_size = {batch}")
         return self
 
 
@@ -64,46 +69,94 @@ def tiny() -> Sections:
     Not the article's loss: with the matched filter and bit cross-entropy a small head learns more in the same time.
     """
     training = {
-        "warmup_steps": 40, "diffusion": {"loss": "bce"}, "execution": {"cpus_per_worker": 2, "checkpoint_every": 100},
+        "warmup_steps": 40,
+        "diffusion": {"loss": "bce"},
+        "execution": {"cpus_per_worker": 2, "checkpoint_every": 100},
     }
     return Sections(
         corpus=CorpusConfig(name="tiny", validation_fraction=0.02),
         tokenizer=TokenizerConfig(vocab_size=2048),
         tokens=TokensConfig(unit_bytes=4 * 2**20),
         model=ModelConfig(
-            scale="tiny", hidden_size=192, num_layers=4, num_heads=6, num_kv_heads=3, head_dim=32, ffn_size=512,
+            scale="tiny",
+            hidden_size=192,
+            num_layers=4,
+            num_heads=6,
+            num_kv_heads=3,
+            head_dim=32,
+            ffn_size=512,
             head=HeadConfig(num_layers=3, head_dim=32, denoiser="matched_filter"),
         ),
         prompt=PromptConfig(max_prompt_tokens=128, max_summary_tokens=24),
         pretrain=PretrainConfig(
-            sequence_length=256, batch_size=8, steps=500, learning_rate=3e-3, validate_every=100, validation_batches=4, **training
+            sequence_length=256,
+            batch_size=8,
+            steps=500,
+            learning_rate=3e-3,
+            validate_every=100,
+            validation_batches=4,
+            **training,
         ),
-        finetune=FinetuneConfig(batch_size=16, steps=200, learning_rate=1e-3, validate_every=50, validation_batches=4, **training),
+        finetune=FinetuneConfig(
+            batch_size=16, steps=200, learning_rate=1e-3, validate_every=50, validation_batches=4, **training
+        ),
         evaluate=EvaluateConfig(examples=200, execution={"cpus_per_actor": 2}),
     )
 
 
-def _qwen3(scale: str, *, hidden: int, layers: int, heads: int, ffn: int, tied: bool, lr: float, workers: int) -> Sections:
+def _qwen3(
+    scale: str, *, hidden: int, layers: int, heads: int, ffn: int, tied: bool, lr: float, workers: int
+) -> Sections:
     """FineWeb, the Qwen3 tokenizer and XSum, at one of Qwen3's published sizes."""
-    gpus = {"num_workers": workers, "use_gpu": True, "cpus_per_worker": 8, "micro_batch_size": 1, "checkpoint_every": 1000}
+    gpus = {
+        "num_workers": workers,
+        "use_gpu": True,
+        "cpus_per_worker": 8,
+        "micro_batch_size": 1,
+        "checkpoint_every": 1000,
+    }
     return Sections(
         corpus=CorpusConfig(
-            name="fineweb-10bt", source="hub:HuggingFaceFW/fineweb", subset="sample-10BT", validation_fraction=0.001,
+            name="fineweb-10bt",
+            source="hub:HuggingFaceFW/fineweb",
+            subset="sample-10BT",
+            validation_fraction=0.001,
             summaries="hub:EdinburghNLP/xsum",
         ),
         tokenizer=TokenizerConfig(source="hub:Qwen/Qwen3-0.6B"),
         model=ModelConfig(
-            scale=scale, hidden_size=hidden, num_layers=layers, num_heads=heads, num_kv_heads=8, head_dim=128, ffn_size=ffn, tie_embeddings=tied
+            scale=scale,
+            hidden_size=hidden,
+            num_layers=layers,
+            num_heads=heads,
+            num_kv_heads=8,
+            head_dim=128,
+            ffn_size=ffn,
+            tie_embeddings=tied,
         ),
         pretrain=PretrainConfig(
-            steps=20_000, batch_size=256, learning_rate=lr, warmup_steps=1000, precision="bfloat16", validate_every=1000,
-            validation_batches=4, execution=gpus,
+            steps=20_000,
+            batch_size=256,
+            learning_rate=lr,
+            warmup_steps=1000,
+            precision="bfloat16",
+            validate_every=1000,
+            validation_batches=4,
+            execution=gpus,
         ),
         finetune=FinetuneConfig(
-            steps=6400, batch_size=64, learning_rate=lr / 10, warmup_steps=200, precision="bfloat16", validate_every=500,
-            validation_batches=8, execution=gpus,
+            steps=6400,
+            batch_size=64,
+            learning_rate=lr / 10,
+            warmup_steps=200,
+            precision="bfloat16",
+            validate_every=500,
+            validation_batches=8,
+            execution=gpus,
         ),
-        evaluate=EvaluateConfig(execution={"num_actors": workers, "cpus_per_actor": 4, "use_gpu": True, "batch_size": 64}),
+        evaluate=EvaluateConfig(
+            execution={"num_actors": workers, "cpus_per_actor": 4, "use_gpu": True, "batch_size": 64}
+        ),
     )
 
 
@@ -124,5 +177,9 @@ def scale_8b() -> Sections:
 
 
 PRESETS: dict[str, Callable[[], Sections]] = {
-    "tiny": tiny, "0.6b": scale_0_6b, "1.7b": scale_1_7b, "4b": scale_4b, "8b": scale_8b,
+    "tiny": tiny,
+    "0.6b": scale_0_6b,
+    "1.7b": scale_1_7b,
+    "4b": scale_4b,
+    "8b": scale_8b,
 }

@@ -21,13 +21,19 @@ class StageConfig(Frozen):
 class CorpusConfig(StageConfig):
     """Text to pretrain on, and the summarization set."""
 
-    name: str = Field("docstrings", pattern=r"^[a-z0-9][a-z0-9._-]*$", description="name of the corpus and token artifacts")
-    source: str = Field("docstrings", description="docstrings, a path, glob or URL of parquet or jsonl(.gz) files, or hub:OWNER/NAME")
+    name: str = Field(
+        "docstrings", pattern=r"^[a-z0-9][a-z0-9._-]*$", description="name of the corpus and token artifacts"
+    )
+    source: str = Field(
+        "docstrings", description="docstrings, a path, glob or URL of parquet or jsonl(.gz) files, or hub:OWNER/NAME"
+    )
     subset: str | None = Field(None, description="configuration of a Hub dataset, for example sample-10BT")
     revision: str | None = Field(None, description="commit of a Hub dataset")
     text_column: str = "text"
     validation_fraction: float = Field(0.01, gt=0, lt=0.5)
-    summaries: str = Field("docstrings", description="docstrings, a path, glob or URL of parquet files, or hub:OWNER/NAME")
+    summaries: str = Field(
+        "docstrings", description="docstrings, a path, glob or URL of parquet files, or hub:OWNER/NAME"
+    )
     summaries_revision: str | None = None
     max_documents: int | None = Field(None, ge=1, description="stop after so many documents (docstrings only)")
 
@@ -99,7 +105,9 @@ class TrainExecution(Frozen):
     num_workers: int = Field(1, ge=1)
     cpus_per_worker: int = Field(1, ge=1, description="CPU cores, and torch threads, of each worker")
     use_gpu: bool = False
-    micro_batch_size: int | None = Field(None, ge=1, description="sequences per forward pass; by default a worker's whole share")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="sequences per forward pass; by default a worker's whole share"
+    )
     checkpoint_every: int = Field(500, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
     max_failures: int = Field(3, ge=0, description="restarts of the worker group before the stage fails")

@@ -10,6 +10,7 @@ import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib import metadata
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
@@ -77,6 +78,7 @@ def _kept(files: Iterable[PurePath]) -> tuple[str, ...]:
     return tuple(sorted(file.as_posix() for file in files if file.suffix == ".py" and skipped.isdisjoint(file.parts)))
 
 
+@cache
 def _distributions() -> list[tuple[str, str, metadata.Distribution | None]]:
     version = ".".join(map(str, sys.version_info[:3]))
     return [(STANDARD, version, None), *((name, found.version, found) for name, found in sorted(_closure().items()))]

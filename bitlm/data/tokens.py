@@ -190,9 +190,7 @@ def _finish(
             put(local, f"rejected/{unit.index:05d}.parquet")
     assert documents_in == sum(shard.documents for shard in shards.values()) + len(rejected), unit
     reasons = dict(sorted(Counter(row["reason"] for row in rejected).items()))
-    made = UnitRecord(
-        unit=unit, documents_in=documents_in, shards=shards, rejected=reasons, written=tuple(written)
-    )
+    made = UnitRecord(unit=unit, documents_in=documents_in, shards=shards, rejected=reasons, written=tuple(written))
     storage.write_atomic(record_url, made.model_dump_json().encode())
     return made
 

@@ -207,8 +207,15 @@ class BitLMForCausalLM(PreTrainedModel):
     ) -> GenerateOutput:
         """See ``bitlm.model.generation.generate``."""
         return generate(
-            self, prompts, max_new_tokens=max_new_tokens, num_steps=num_steps, guidance_scale=guidance_scale,
-            temperature=temperature, void=void, seed=seed, example_ids=example_ids,
+            self,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            num_steps=num_steps,
+            guidance_scale=guidance_scale,
+            temperature=temperature,
+            void=void,
+            seed=seed,
+            example_ids=example_ids,
         )
 
 

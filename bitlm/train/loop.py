@@ -77,10 +77,17 @@ def _advance(
     set_learning_rate(optimizer, rate)
     result = train_step(model, optimizer, setup.batches.train(_share(step, config.batch_size)), step, config)
     seconds = time.perf_counter() - began
-    figures = [{
-        "step": step, "loss": result.loss, "learning_rate": rate, "grad_norm": result.grad_norm,
-        "tokens": result.tokens, "tokens_per_second": result.tokens / seconds, "seconds": seconds,
-    }]
+    figures = [
+        {
+            "step": step,
+            "loss": result.loss,
+            "learning_rate": rate,
+            "grad_norm": result.grad_norm,
+            "tokens": result.tokens,
+            "tokens_per_second": result.tokens / seconds,
+            "seconds": seconds,
+        }
+    ]
     if step % config.validate_every == 0 or step == config.steps:
         figures.append({"step": step, **validate(model, setup.batches, config)})
         reshard(model)
@@ -132,6 +139,10 @@ def _summary(lines: list[str], model: BitLMForCausalLM) -> dict[str, Any]:
     total = sum(parameter.numel() for parameter in model.parameters())
     head = sum(parameter.numel() for parameter in model.head.parameters())
     return {
-        **validation, "train_loss": sum(last) / len(last), "steps": steps[-1]["step"], "tokens": tokens,
-        "tokens_per_second": tokens / seconds, "parameters": {"backbone": total - head, "head": head, "total": total},
+        **validation,
+        "train_loss": sum(last) / len(last),
+        "steps": steps[-1]["step"],
+        "tokens": tokens,
+        "tokens_per_second": tokens / seconds,
+        "parameters": {"backbone": total - head, "head": head, "total": total},
     }

@@ -21,7 +21,15 @@ QWEN3 = {
 @pytest.mark.parametrize("preset", QWEN3)
 def test_scales_have_qwen3_shapes(preset):
     m = configure(preset).model
-    assert (m.hidden_size, m.num_layers, m.num_heads, m.num_kv_heads, m.head_dim, m.ffn_size, m.tie_embeddings) == QWEN3[preset]
+    assert (
+        m.hidden_size,
+        m.num_layers,
+        m.num_heads,
+        m.num_kv_heads,
+        m.head_dim,
+        m.ffn_size,
+        m.tie_embeddings,
+    ) == QWEN3[preset]
     assert (m.rope_theta, m.rms_norm_eps, m.block_size) == (1e6, 1e-6, 4)
 
 
@@ -29,14 +37,21 @@ def test_scales_have_qwen3_shapes(preset):
 def test_the_article_settings_are_the_defaults(preset):
     config = configure(preset)
     assert (config.evaluate.num_steps, config.evaluate.guidance_scale) == (15, 9.0)
-    assert (config.pretrain.diffusion.t_mean, config.pretrain.diffusion.t_std, config.pretrain.diffusion.condition_dropout) == (0.8, 0.8, 0.1)
+    assert (
+        config.pretrain.diffusion.t_mean,
+        config.pretrain.diffusion.t_std,
+        config.pretrain.diffusion.condition_dropout,
+    ) == (0.8, 0.8, 0.1)
 
 
 @pytest.mark.parametrize(
     ("assignment", "expected"),
     [
         ("pretrain.stepz=3", "pretrain.stepz is unknown; the nearest valid one is pretrain.steps"),
-        ("pretrain.num_workers=2", "pretrain.num_workers is unknown; the nearest valid one is pretrain.execution.num_workers"),
+        (
+            "pretrain.num_workers=2",
+            "pretrain.num_workers is unknown; the nearest valid one is pretrain.execution.num_workers",
+        ),
         ("block_size=4", "block_size is unknown; the nearest valid one is model.block_size"),
         ("pretrain.steps=many", 'pretrain.steps = "many": Input should be a valid integer'),
         ("pretrain.steps=1.5", "pretrain.steps = 1.5: Input should be a valid integer"),
@@ -66,14 +81,18 @@ def test_unknown_preset_names_the_nearest():
 
 def test_overrides_lie_over_the_preset_wherever_they_come_from():
     by_assignment = configure("4b", ["pretrain.steps=10", "pretrain.execution.num_workers=4"])
-    by_json = PipelineConfig.model_validate(json.loads('{"preset": "4b", "pretrain": {"steps": 10, "execution": {"num_workers": 4}}}'))
+    by_json = PipelineConfig.model_validate(
+        json.loads('{"preset": "4b", "pretrain": {"steps": 10, "execution": {"num_workers": 4}}}')
+    )
     assert by_assignment == by_json
     assert by_json.pretrain.batch_size == PRESETS["4b"]().pretrain.batch_size
     assert PipelineConfig.model_validate(by_json.model_dump(mode="json")) == by_json
 
 
 def test_execution_never_enters_the_identity():
-    fast = configure("tiny", ["pretrain.execution.num_workers=2", "tokens.execution.num_workers=2", "corpus.name=other"])
+    fast = configure(
+        "tiny", ["pretrain.execution.num_workers=2", "tokens.execution.num_workers=2", "corpus.name=other"]
+    )
     slow = configure("tiny")
     assert fast != slow
     for section in ("corpus", "tokens", "pretrain", "evaluate"):

@@ -1,4 +1,3 @@
-
 import pytest
 import torch
 
@@ -115,5 +114,3 @@ def test_a_separator_without_room_is_refused(tokenizer: TextTokenizer) -> None:
     tight = PROMPT.model_copy(update={"max_prompt_tokens": 2})
     with pytest.raises(ConfigError, match=r"prompt\.max_prompt_tokens = 2 leaves no room"):
         encode_prompts(tokenizer, ["text"], tight)
-
-

@@ -71,7 +71,10 @@ def test_a_pinned_hub_source_needs_no_network(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(HfApi, "repo_info", lambda *_, **__: pytest.fail("asked the Hub"))
     config = CorpusConfig(source="hub:some/set", subset="sample-10BT", revision=COMMIT)
     assert sources.corpus_state(config)["source_state"] == {
-        "kind": "hub", "repo": "some/set", "revision": COMMIT, "subset": "sample-10BT",
+        "kind": "hub",
+        "repo": "some/set",
+        "revision": COMMIT,
+        "subset": "sample-10BT",
     }
 
 

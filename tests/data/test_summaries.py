@@ -32,7 +32,8 @@ def test_body_and_summary_line() -> None:
     more = "A second paragraph of the body, which is prose as well and so belongs to it."
     sections = "Parameters\n----------\nkey : str\n    The name of the key."
     assert summarize(f"Return the value of a key.\n\n{BODY}\n\n{more}\n\n{sections}") == (
-        f"{BODY}\n\n{more}", "Return the value of a key.",
+        f"{BODY}\n\n{more}",
+        "Return the value of a key.",
     )
 
 
@@ -97,7 +98,9 @@ def test_files_are_told_apart_by_name_or_folder() -> None:
     named = refer([file(name) for name in names], "somewhere")
     assert not named.hash_split
     assert [[f.path for f in getattr(named, split)] for split in SPLITS] == [
-        ["train-0.parquet", "train-1.parquet"], ["validation_like.parquet"], ["x/test/0.parquet"],
+        ["train-0.parquet", "train-1.parquet"],
+        ["validation_like.parquet"],
+        ["x/test/0.parquet"],
     ]
 
 

@@ -80,7 +80,11 @@ def test_qwen3_ids_equal_the_library_on_real_text(qwen3: tuple[TextTokenizer, To
     texts = pq.read_table(samples / "fineweb" / "first_rows.parquet")["text"].to_pylist()
     assert tokenizer.encode_batch(texts) == [encoding.ids for encoding in reference.encode_batch(texts)]
     assert tokenizer.info.model_dump(exclude={"sha256"}) == {
-        "vocab_size": 151_669, "num_bits": 18, "end_id": 151_643, "pad_id": 151_643, "end_token": "<|endoftext|>",
+        "vocab_size": 151_669,
+        "num_bits": 18,
+        "end_id": 151_643,
+        "pad_id": 151_643,
+        "end_token": "<|endoftext|>",
     }
 
 

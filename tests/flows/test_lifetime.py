@@ -40,7 +40,9 @@ def test_a_hanging_unwind_is_cut_short(sent):
 
 
 def test_a_second_signal_does_not_wait():
-    run = subprocess.Popen([sys.executable, "-c", HANGS.format(hang=600).replace("= 1.0", "= 500.0")], stdout=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        [sys.executable, "-c", HANGS.format(hang=600).replace("= 1.0", "= 500.0")], stdout=subprocess.PIPE, text=True
+    )
     run.stdout.readline()
     os.kill(run.pid, signal.SIGINT)
     assert run.stdout.readline() == "unwinding\n"
@@ -49,7 +51,9 @@ def test_a_second_signal_does_not_wait():
 
 
 def test_an_orderly_unwind_runs_to_its_end():
-    run = subprocess.Popen([sys.executable, "-c", HANGS.format(hang=0)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        [sys.executable, "-c", HANGS.format(hang=0)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     child = psutil.Process(int(run.stdout.readline()))
     run.send_signal(signal.SIGINT)
     _, stderr = run.communicate(timeout=30)

@@ -24,7 +24,9 @@ OWNER = textwrap.dedent("""
 def _start_owner(tmp_path) -> tuple[subprocess.Popen, str, list[psutil.Process]]:
     env = {**os.environ, "PREFECT_HOME": str(tmp_path)}
     env.pop("PREFECT_API_URL", None)
-    owner = subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, env=env, text=True, start_new_session=True)
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER], stdout=subprocess.PIPE, env=env, text=True, start_new_session=True
+    )
     url = owner.stdout.readline().strip()
     return owner, url, psutil.Process(owner.pid).children(recursive=True)
 

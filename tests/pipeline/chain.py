@@ -15,16 +15,30 @@ SETTINGS: dict[str, Any] = {
     "tokenizer": {"vocab_size": 512},
     "tokens": {"unit_bytes": 200_000},
     "model": {
-        "hidden_size": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16, "ffn_size": 64,
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_heads": 2,
+        "num_kv_heads": 1,
+        "head_dim": 16,
+        "ffn_size": 64,
         "head": {"num_layers": 1, "head_dim": 16},
     },
     "prompt": {"max_prompt_tokens": 32, "max_summary_tokens": 8},
     "pretrain": {
-        "sequence_length": 64, "batch_size": 4, "steps": 4, "warmup_steps": 1, "validate_every": 4, "validation_batches": 1,
+        "sequence_length": 64,
+        "batch_size": 4,
+        "steps": 4,
+        "warmup_steps": 1,
+        "validate_every": 4,
+        "validation_batches": 1,
         "execution": {"cpus_per_worker": 1, "checkpoint_every": 2},
     },
     "finetune": {
-        "batch_size": 4, "steps": 4, "warmup_steps": 1, "validate_every": 4, "validation_batches": 1,
+        "batch_size": 4,
+        "steps": 4,
+        "warmup_steps": 1,
+        "validate_every": 4,
+        "validation_batches": 1,
         "execution": {"cpus_per_worker": 1, "checkpoint_every": 2},
     },
     "evaluate": {"examples": 8, "num_steps": 2, "bootstrap_samples": 50, "execution": {"cpus_per_actor": 1}},
@@ -33,9 +47,19 @@ SETTINGS: dict[str, Any] = {
 ONE_HEAD = {"pretrain": {**SETTINGS["pretrain"], "heads": ["diffusion"]}}
 
 STEPS = [
-    "corpus/tiny", "tokenizer/tiny", "tokens/tiny", "pretrain/tiny-diffusion", "finetune/tiny-diffusion", "pretrain/tiny-lm",
-    "finetune/tiny-lm", "evaluate/tiny-lead", "evaluate/tiny-diffusion-pretrained", "evaluate/tiny-diffusion-finetuned",
-    "evaluate/tiny-lm-pretrained", "evaluate/tiny-lm-finetuned", "report/tiny",
+    "corpus/tiny",
+    "tokenizer/tiny",
+    "tokens/tiny",
+    "pretrain/tiny-diffusion",
+    "finetune/tiny-diffusion",
+    "pretrain/tiny-lm",
+    "finetune/tiny-lm",
+    "evaluate/tiny-lead",
+    "evaluate/tiny-diffusion-pretrained",
+    "evaluate/tiny-diffusion-finetuned",
+    "evaluate/tiny-lm-pretrained",
+    "evaluate/tiny-lm-finetuned",
+    "report/tiny",
 ]
 ONE_HEAD_STEPS = [step for step in STEPS if "-lm" not in step]
 
@@ -56,10 +80,14 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     return env | more
 
 
-def bitlm(home: Path, *words: str, settings: dict[str, Any] | None = None, **more: str) -> subprocess.CompletedProcess[str]:
+def bitlm(
+    home: Path, *words: str, settings: dict[str, Any] | None = None, **more: str
+) -> subprocess.CompletedProcess[str]:
     """Run the command line to its end."""
     command = [str(BIN / "bitlm"), *words, *(assignments(settings) if settings else [])]
-    return subprocess.run(command, env=environment(home, **more), capture_output=True, text=True, timeout=280, cwd=home, check=False)
+    return subprocess.run(
+        command, env=environment(home, **more), capture_output=True, text=True, timeout=280, cwd=home, check=False
+    )
 
 
 def _flat(tree: dict[str, Any], prefix: str) -> list[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""The full chain by the command line: made once, reused after that, refused where a byte has changed, continued after Ctrl-C."""
+"""The full chain by the command line: made once, then reused; refused where a byte changed; continued after Ctrl-C."""
 
 import json
 import os
@@ -13,6 +13,8 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 from chain import BIN, SETTINGS, STEPS, assignments, bitlm, environment
+
+from flows.cli import main
 
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -47,16 +49,24 @@ def test_a_second_run_reuses_everything_and_shows_the_result(home, made):
     told = ESCAPES.sub("", run.stderr)
     assert re.findall(r"^reused\s+(\S+)$", told, re.M) == [f"{step}@v1" for step in STEPS]
     assert "making" not in told
-    for shown in ("ROUGE-1", "ROUGE-2", "ROUGE-L", "Diffusion head, fine-tuned", "LM head, fine-tuned", "Lead-1", "lineage"):
+    for shown in (
+        "ROUGE-1",
+        "ROUGE-2",
+        "ROUGE-L",
+        "Diffusion head, fine-tuned",
+        "LM head, fine-tuned",
+        "Lead-1",
+        "lineage",
+    ):
         assert shown in run.stdout
     page = Path(run.stdout.strip().splitlines()[-1].split()[-1])
     assert page.read_text(encoding="utf8").startswith("<!doctype html>")
 
 
-def test_the_plan_tells_what_changes_and_what_follows(home, made):
+def test_the_plan_tells_what_changes_and_what_follows(home, made, capsys):
     changed = {**SETTINGS, "finetune": {**SETTINGS["finetune"], "steps": 5}}
-    planned = bitlm(home, "plan", "--json", "--root", "first", settings=changed)
-    steps = {step["step"]: step for step in json.loads(planned.stdout)}
+    assert main(["plan", "--json", "--root", str(home / "first"), *assignments(changed)]) == 0
+    steps = {step["step"]: step for step in json.loads(capsys.readouterr().out)}
     remade = {key for key, step in steps.items() if step["action"] == "make"}
     assert remade == {s for s in STEPS if s.startswith("finetune") or s.endswith("finetuned") or s.startswith("report")}
     assert steps["finetune/tiny-lm"]["reasons"] == ["finetune.steps: 4 → 5"]
@@ -64,7 +74,9 @@ def test_the_plan_tells_what_changes_and_what_follows(home, made):
 
 
 def test_a_single_stage_takes_a_given_input_and_prints_json(home, made):
-    run = bitlm(home, "run", "tokens", "--json", "--root", "first", "--input", "tokenizer=tokenizer/tiny@v1", settings=SETTINGS)
+    run = bitlm(
+        home, "run", "tokens", "--json", "--root", "first", "--input", "tokenizer=tokenizer/tiny@v1", settings=SETTINGS
+    )
     assert run.returncode == 0, run.stderr[-3000:]
     summary = json.loads(run.stdout)
     assert (summary["id"], summary["reused"]) == ("tokens/tiny@v1", True)
@@ -72,10 +84,9 @@ def test_a_single_stage_takes_a_given_input_and_prints_json(home, made):
     assert Path(summary["path"]).is_dir()
 
 
-def test_a_stage_without_its_input_stops_before_any_work(home, tmp_path):
-    run = bitlm(home, "run", "tokens", "--root", str(tmp_path / "none"), settings=SETTINGS)
-    assert run.returncode == 1
-    assert run.stderr.strip() == (
+def test_a_stage_without_its_input_stops_before_any_work(tmp_path, capsys):
+    assert main(["run", "tokens", "--root", str(tmp_path / "none"), *assignments(SETTINGS)]) == 1
+    assert capsys.readouterr().err.strip() == (
         "bitlm: tokens/tiny needs corpus/tiny, which has not been made with this configuration: "
         "run `bitlm run corpus` first, add --upstream, or name one with --input corpus=ID"
     )
@@ -94,11 +105,13 @@ def test_a_stage_without_its_input_stops_before_any_work(home, tmp_path):
         (["artifacts", "show", "tokens/nothing@v1", "--root", "."], "tokens/nothing@v1"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_code_1(home, words, expected):
-    run = bitlm(home, *words)
-    assert run.returncode == 1
-    assert expected in run.stderr
-    assert len(run.stderr.strip().splitlines()) == 1
+def test_mistakes_are_one_line_and_exit_code_1(tmp_path, monkeypatch, capsys, words, expected):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 1
+    told = capsys.readouterr()
+    assert expected in told.err
+    assert len(told.err.strip().splitlines()) == 1
+    assert not any(tmp_path.iterdir())
 
 
 def _flip(path: Path) -> None:
@@ -107,7 +120,9 @@ def _flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("damaged", ["tokens/tiny@v1/shards/train/00000.arrow", "pretrain/tiny-diffusion@v1/model/model.safetensors"])
+@pytest.mark.parametrize(
+    "damaged", ["tokens/tiny@v1/shards/train/00000.arrow", "pretrain/tiny-diffusion@v1/model/model.safetensors"]
+)
 def test_one_flipped_byte_is_refused_by_name(home, copy, damaged):
     _flip(copy / damaged)
     run = bitlm(home, "run", "--root", str(copy), settings=SETTINGS)
@@ -118,21 +133,36 @@ def test_one_flipped_byte_is_refused_by_name(home, copy, damaged):
     assert file in last
 
 
-def test_generate_continues_a_prompt(home, made):
-    words = ["generate", "--model", "finetune/tiny-diffusion", "--prompt", "Return the", "--root", "first", "--max-new-tokens", "8"]
-    first, again = (bitlm(home, *words, "--json") for _ in range(2))
-    assert first.returncode == 0, first.stderr
-    assert json.loads(first.stdout)[0]["prompt"] == "Return the"
-    assert first.stdout == again.stdout
+def test_generate_continues_a_prompt(home, made, capsys):
+    words = [
+        "generate",
+        "--model",
+        "finetune/tiny-diffusion",
+        "--root",
+        str(home / "first"),
+        "--max-new-tokens",
+        "8",
+        "--json",
+    ]
+    said = []
+    for prompts in (["Return the"], ["Return the"], ["Return the", "A longer prompt beside it"]):
+        assert main([*words, *(word for prompt in prompts for word in ("--prompt", prompt))]) == 0
+        said.append(json.loads(capsys.readouterr().out)[0])
+    assert said[0]["prompt"] == "Return the"
+    assert said[0] == said[1] == said[2]
 
 
-def test_predictions_score_as_the_record_says(home, made):
+def test_predictions_score_as_the_record_says(home, made, capsys):
     evaluated = next(s for s in made if s["id"] == "evaluate/tiny-lead@v1")
     table = pq.read_table(Path(evaluated["path"]) / "predictions.parquet")
     for column, file in (("text", "p.txt"), ("reference", "r.txt")):
-        (home / file).write_text("".join(f"{' '.join(text.split())}\n" for text in table[column].to_pylist()), encoding="utf8")
-    run = bitlm(home, "score", "--predictions", "p.txt", "--references", "r.txt", "--json")
-    assert json.loads(run.stdout)["rouge1"]["f1"] == pytest.approx(evaluated["metrics"]["rouge1"], abs=1e-9)
+        (home / file).write_text(
+            "".join(f"{' '.join(text.split())}\n" for text in table[column].to_pylist()), encoding="utf8"
+        )
+    assert main(["score", "--predictions", str(home / "p.txt"), "--references", str(home / "r.txt"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rouge1"]["f1"] == pytest.approx(
+        evaluated["metrics"]["rouge1"], abs=1e-9
+    )
 
 
 def test_ctrl_c_ends_within_ten_seconds_and_the_next_run_continues(home, copy):
@@ -140,7 +170,9 @@ def test_ctrl_c_ends_within_ten_seconds_and_the_next_run_continues(home, copy):
         shutil.rmtree(copy / gone)
     slow = {**SETTINGS, "pretrain": {**SETTINGS["pretrain"], "heads": ["diffusion"], "steps": 400}}
     command = [str(BIN / "bitlm"), "run", "pretrain", "--root", str(copy), *assignments(slow)]
-    run = subprocess.Popen(command, env=environment(home), stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=home)
+    run = subprocess.Popen(
+        command, env=environment(home), stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=home
+    )
     _wait_for(lambda: list(copy.glob(".work/pretrain/*/scratch/checkpoints/*/checkpoint.json")), 120)
     processes = psutil.Process(run.pid).children(recursive=True)
     began = time.monotonic()

@@ -70,7 +70,9 @@ def test_by_a_deployment_on_a_prefect_worker(tmp_path):
     prefect = str(BIN / "prefect")
 
     def ask(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([prefect, *words], env=env, cwd=PROJECT, capture_output=True, text=True, timeout=280, check=False)
+        return subprocess.run(
+            [prefect, *words], env=env, cwd=PROJECT, capture_output=True, text=True, timeout=280, check=False
+        )
 
     log = tmp_path / "server.log"
     with _running([prefect, "server", "start", "--host", "127.0.0.1", "--port", str(port)], log, env=env) as server:
@@ -79,7 +81,12 @@ def test_by_a_deployment_on_a_prefect_worker(tmp_path):
         deployed = ask("--no-prompt", "deploy", "--all")
         assert deployed.returncode == 0, deployed.stdout + deployed.stderr
         with _running([prefect, "worker", "start", "--pool", "bitlm"], tmp_path / "worker.log", env=env):
-            config = ["-p", f"config={json.dumps({'preset': 'tiny', **SMALL})}", "-p", f"root={json.dumps(str(tmp_path / 'root'))}"]
+            config = [
+                "-p",
+                f"config={json.dumps({'preset': 'tiny', **SMALL})}",
+                "-p",
+                f"root={json.dumps(str(tmp_path / 'root'))}",
+            ]
             run = ask("deployment", "run", "pipeline/tiny", *config, "--watch")
             assert run.returncode == 0, run.stdout[-2000:] + (tmp_path / "worker.log").read_text()[-4000:]
             again = ask("deployment", "run", "tokens/default", *config, "--watch")
@@ -98,16 +105,27 @@ def test_as_a_ray_job(tmp_path):
     env = environment(tmp_path, BITLM_JOB_PORT=str(jobs), BITLM_RAY_PORT=str(port), RAY_AUTH_MODE="token")
     log = tmp_path / "head.log"
     # Ray's socket paths must be short.
-    with tempfile.TemporaryDirectory(prefix="r-", dir="/tmp", ignore_cleanup_errors=True) as short, _running(
-        [str(PROJECT / "cluster" / "ray-head.sh"), "--num-cpus", "2", "--temp-dir", short], log, env=env
-    ) as ray_head:
+    with (
+        tempfile.TemporaryDirectory(prefix="r-", dir="/tmp", ignore_cleanup_errors=True) as short,
+        _running(
+            [str(PROJECT / "cluster" / "ray-head.sh"), "--num-cpus", "2", "--temp-dir", short], log, env=env
+        ) as ray_head,
+    ):
         _wait_for_url(f"{address}/api/version", ray_head, log)
         submit = [str(BIN / "ray"), "job", "submit", "--address", address, "--working-dir", ".", "--"]
         words = ["bitlm", "run", "--root", str(tmp_path / "root"), *assignments(SMALL)]
-        job = subprocess.run([*submit, *words], env=env, cwd=PROJECT, capture_output=True, text=True, timeout=280, check=False)
+        job = subprocess.run(
+            [*submit, *words], env=env, cwd=PROJECT, capture_output=True, text=True, timeout=280, check=False
+        )
         assert job.returncode == 0, job.stdout[-4000:] + job.stderr[-2000:]
         failed = subprocess.run(
-            [*submit, "bitlm", "run", "tokenz"], env=env, cwd=PROJECT, capture_output=True, text=True, timeout=100, check=False
+            [*submit, "bitlm", "run", "tokenz"],
+            env=env,
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
         )
         assert failed.returncode != 0
         assert "stage 'tokenz' is unknown" in failed.stdout

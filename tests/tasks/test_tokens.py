@@ -61,9 +61,7 @@ def undisturbed(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -
     return root, run_stages(root, *settings)["tokens"]
 
 
-def test_shards_hold_what_the_library_encodes(
-    undisturbed: tuple[Path, Record], source: Path, samples: Path
-) -> None:
+def test_shards_hold_what_the_library_encodes(undisturbed: tuple[Path, Record], source: Path, samples: Path) -> None:
     root, record = undisturbed
     summary = json.loads((root / record.id / "tokens.json").read_text())
     rows = pq.read_table(source / "a.parquet").to_pylist()
