@@ -54,7 +54,8 @@ class Sections(Frozen):
         if self.tokenizer.source == "train" and bits is not None and 2**bits < vocab:
             least = (vocab - 1).bit_length()
             raise ValueError(
-                f"tokenizer.num_bits = {bits} is too small for tokenizer.vocab_size = {vocab}: at least {least} are needed"
+                f"tokenizer.num_bits = {bits} is too small for tokenizer.vocab_size = {vocab}: at least {least} are "
+                "needed"
             )
         for key, stage in (("pretrain", self.pretrain), ("finetune", self.finetune)):
             workers, batch = stage.execution.num_workers, stage.batch_size
