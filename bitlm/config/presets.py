@@ -94,12 +94,12 @@ def tiny() -> Sections:
             batch_size=8,
             steps=500,
             learning_rate=3e-3,
-            validate_every=100,
+            validate_every=50,
             validation_batches=4,
             **training,
         ),
         finetune=FinetuneConfig(
-            batch_size=16, steps=200, learning_rate=1e-3, validate_every=50, validation_batches=4, **training
+            batch_size=16, steps=150, learning_rate=1e-3, validate_every=50, validation_batches=4, **training
         ),
         evaluate=EvaluateConfig(examples=200, execution={"cpus_per_actor": 2}),
     )
