@@ -92,7 +92,7 @@ def tiny() -> Sections:
         pretrain=PretrainConfig(
             sequence_length=256,
             batch_size=8,
-            steps=500,
+            steps=350,
             learning_rate=3e-3,
             validate_every=50,
             validation_batches=4,
