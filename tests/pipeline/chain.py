@@ -86,7 +86,7 @@ def bitlm(
     """Run the command line to its end."""
     command = [str(BIN / "bitlm"), *words, *(assignments(settings) if settings else [])]
     return subprocess.run(
-        command, env=environment(home, **more), capture_output=True, text=True, timeout=280, cwd=home, check=False
+        command, env=environment(home, **more), capture_output=True, text=True, timeout=500, cwd=home, check=False
     )
 
 

@@ -173,7 +173,7 @@ def test_ctrl_c_ends_within_ten_seconds_and_the_next_run_continues(home, copy):
     run = subprocess.Popen(
         command, env=environment(home), stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=home
     )
-    _wait_for(lambda: list(copy.glob(".work/pretrain/*/scratch/checkpoints/*/checkpoint.json")), 120)
+    _wait_for(lambda: list(copy.glob(".work/pretrain/*/scratch/checkpoints/*/checkpoint.json")), 300)
     processes = psutil.Process(run.pid).children(recursive=True)
     began = time.monotonic()
     os.killpg(run.pid, signal.SIGINT)

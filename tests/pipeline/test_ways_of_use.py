@@ -71,7 +71,7 @@ def test_by_a_deployment_on_a_prefect_worker(tmp_path):
 
     def ask(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [prefect, *words], env=env, cwd=PROJECT, capture_output=True, text=True, timeout=280, check=False
+            [prefect, *words], env=env, cwd=PROJECT, capture_output=True, text=True, timeout=500, check=False
         )
 
     log = tmp_path / "server.log"
@@ -115,7 +115,7 @@ def test_as_a_ray_job(tmp_path):
         submit = [str(BIN / "ray"), "job", "submit", "--address", address, "--working-dir", ".", "--"]
         words = ["bitlm", "run", "--root", str(tmp_path / "root"), *assignments(SMALL)]
         job = subprocess.run(
-            [*submit, *words], env=env, cwd=PROJECT, capture_output=True, text=True, timeout=280, check=False
+            [*submit, *words], env=env, cwd=PROJECT, capture_output=True, text=True, timeout=500, check=False
         )
         assert job.returncode == 0, job.stdout[-4000:] + job.stderr[-2000:]
         failed = subprocess.run(
@@ -124,7 +124,7 @@ def test_as_a_ray_job(tmp_path):
             cwd=PROJECT,
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=300,
             check=False,
         )
         assert failed.returncode != 0
