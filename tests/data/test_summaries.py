@@ -93,6 +93,13 @@ def test_containment_equals_plain_search(
     assert found == any(document in whole for document in long_enough)
 
 
+@pytest.mark.parametrize("edge", [0, -1])
+def test_containment_of_a_document_with_its_longest_word_at_an_edge(edge: int) -> None:
+    words = ["of", "the", "value"] * 8
+    words[edge] = "unmistakable"
+    assert Contained([" ".join(words)])(f"See ({' '.join(words)}).")
+
+
 def test_files_are_told_apart_by_name_or_folder() -> None:
     names = ["train-0.parquet", "x/test/0.parquet", "validation_like.parquet", "train-1.parquet"]
     named = refer([file(name) for name in names], "somewhere")

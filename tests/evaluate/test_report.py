@@ -193,13 +193,13 @@ def test_terminal_table_fits_eighty_columns(results: Results) -> None:
 
 
 def test_a_departure_from_the_articles_choices_is_told(made_up: MadeUp) -> None:
-    pretrain = next(record for record in made_up.trained if record.stage == "pretrain")
-    assert "is trained with the choices" in results_module._choices(pretrain)
-    other = pretrain.model_copy(
-        update={"identity": {**pretrain.identity, "diffusion": {**pretrain.identity["diffusion"], "loss": "bce"}}}
-    )
-    assert "departs" in results_module._choices(other)
-    assert "loss = bce (there velocity)" in results_module._choices(other)
+    tiny = next(record for record in made_up.trained if record.stage == "pretrain")
+    assert "departs" in results_module._choices(tiny)
+    assert "loss = bce (there velocity), denoiser = matched_filter (there direct)" in results_module._choices(tiny)
+    model = {**tiny.identity["model"], "head": {**tiny.identity["model"]["head"], "denoiser": "direct"}}
+    diffusion = {**tiny.identity["diffusion"], "loss": "velocity"}
+    article = tiny.model_copy(update={"identity": {**tiny.identity, "model": model, "diffusion": diffusion}})
+    assert "is trained with the choices" in results_module._choices(article)
 
 
 def test_systems_scored_on_other_examples_are_told(made_up: MadeUp) -> None:
