@@ -91,6 +91,8 @@ def tiny() -> Sections:
         prompt=PromptConfig(max_prompt_tokens=128, max_summary_tokens=24),
         pretrain=PretrainConfig(
             sequence_length=256,
+            # One window over the whole corpus: a short training must not see its first packages only.
+            window_shards=16,
             batch_size=8,
             steps=350,
             learning_rate=3e-3,
