@@ -8,6 +8,7 @@ import ray
 from ray.exceptions import RayTaskError
 from ray.remote_function import RemoteFunction
 
+DRAIN_SECONDS = 60.0  # for what still runs when something has failed
 RETRIES = 5  # for tasks whose worker was lost; an exception of the task itself is not retried
 
 
@@ -21,7 +22,11 @@ def spread(
 ) -> None:
     """Call ``function.remote(*argument)`` for every argument, at most ``limit`` at a time, and
     ``finished(index, result)`` in the order in which they end. ``arguments`` is drawn from only as there is room.
-    On any exception what is in flight is cancelled; an exception of a task is raised as it was."""
+
+    After an exception nothing more is started, what runs is awaited, and the exception is raised, a task's own as it
+    was; after an interrupt nothing is awaited, and the end of the Ray session ends the tasks. They are not cancelled:
+    ``ray.cancel`` (2.60) aborts the whole driver where the task's reply is on its way.
+    """
     todo = enumerate(arguments)
     pending: dict[ray.ObjectRef, int] = {}
     try:
@@ -34,8 +39,7 @@ def spread(
             for reference in ready:
                 result = ray.get(reference)
                 finished(pending.pop(reference), result)
-    except RayTaskError as error:
-        raise error.cause from None
-    finally:
-        for reference in pending:
-            ray.cancel(reference)
+    except Exception as error:
+        if pending:
+            ray.wait(list(pending), num_returns=len(pending), timeout=DRAIN_SECONDS, fetch_local=False)
+        raise (error.cause if isinstance(error, RayTaskError) else error) from None
