@@ -48,7 +48,7 @@ def collect(
         ],
         "validation": [line for curve in curves if (line := _last_validation(curve))],
         "curves": curves,
-        "examples": _examples([row.system for row in rows], predictions, config.examples),
+        "examples": _examples([table.system_label(record) for record in evaluations], predictions, config.examples),
         "notes": _notes(evaluations, scores, ancestry),
         "artifacts": [
             {
@@ -124,7 +124,7 @@ def _examples(systems: Sequence[str], predictions: Sequence[pa.Table], count: in
             "row": row,
             "id": by_row[0][row]["id"],
             "reference": by_row[0][row]["reference"],
-            "texts": [{"system": s, "text": lines[row]["text"]} for s, lines in zip(systems, by_row, strict=False)],
+            "texts": [{"system": s, "text": lines[row]["text"]} for s, lines in zip(systems, by_row, strict=True)],
         }
         for row in chosen
     ]
