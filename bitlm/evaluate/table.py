@@ -74,7 +74,11 @@ def rows(evaluations: Sequence[tuple[Record, Mapping[str, Any]]]) -> list[Row]:
         for record, scores in evaluations
     ]
     article = [
-        Row(system=system, source="article", scores={m: Score(f1=f1) for m, f1 in zip(MEASURES[:3], figures, strict=True)})
+        Row(
+            system=system,
+            source="article",
+            scores={m: Score(f1=f1) for m, f1 in zip(MEASURES[:3], figures, strict=True)},
+        )
         for system, *figures in _ARTICLE_FIGURES
     ]
     return ours + article
