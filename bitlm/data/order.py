@@ -58,7 +58,7 @@ def permute(indices: np.ndarray, size: int, key: str) -> np.ndarray:
     A Feistel network on the least even number of bits that holds ``size``; what falls outside goes through it again
     (cycle walking, Black and Rogaway 2002), at most 4 times on average.
     """
-    assert len(indices) == 0 or (0 <= indices.min() and indices.max() < size), (indices, size)
+    assert len(indices) == 0 or (indices.min() >= 0 and indices.max() < size), (indices, size)
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     keys = np.frombuffer(hashlib.blake2b(key.encode(), digest_size=8 * ROUNDS).digest(), dtype="<u8")
     values = np.asarray(indices).astype(np.uint64)
