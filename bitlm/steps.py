@@ -15,6 +15,11 @@ STAGES = ("corpus", "tokenizer", "tokens", "pretrain", "finetune", "evaluate", "
 # Raised when a stage's files change their meaning, so that older artifacts are not taken for new ones.
 FORMATS = {"corpus": 1, "tokenizer": 1, "tokens": 1, "pretrain": 1, "finetune": 1, "evaluate": 1, "report": 1}
 
+# Settings of the diffusion sampler: no part of the LM head's evaluation.
+SAMPLER_KEYS = {
+    "num_steps", "guidance_scale", "guidance_form", "time_grid", "time_shift", "stagger", "void", "commit_threshold",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Step:
@@ -124,7 +129,7 @@ def _tokenizer(config: PipelineConfig, corpus: Step, given: Mapping[str, Record]
 
 def _pretrain(config: PipelineConfig, head: Head, tokens: Step, tokenizer: Step, given: Mapping[str, Record]) -> Step:
     model = config.model.model_dump(
-        mode="json", exclude={"scale"} if head == "diffusion" else {"scale", "head", "block_size"}
+        mode="json", exclude={"scale"} if head == "diffusion" else {"scale", "head", "block_size", "slot_embedding"}
     )
     identity = {"head": head, "model": model, **config.pretrain.identity_for(head)}
     name = f"{config.model.scale}-{head}"
@@ -143,9 +148,8 @@ def _evaluate(
     config: PipelineConfig, label: str, model: Step, corpus: Step, tokenizer: Step, given: Mapping[str, Record]
 ) -> Step:
     head = model.identity["head"]
-    identity = config.evaluate.model_dump(mode="json", exclude={"execution", "lead_sentences"})
-    if head == "lm":
-        del identity["num_steps"], identity["guidance_scale"]
+    excluded = {"execution", "lead_sentences"} | (SAMPLER_KEYS if head == "lm" else set())
+    identity = config.evaluate.model_dump(mode="json", exclude=excluded)
     identity |= {"system": "model", "head": head, "prompt": config.prompt.identity()}
     inputs = {"model": model, "corpus": corpus, "tokenizer": tokenizer}
     return _make("evaluate", f"{config.model.scale}-{label}", identity, config.evaluate.execution, given, **inputs)

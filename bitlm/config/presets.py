@@ -50,6 +50,7 @@ class Sections(Frozen):
             raise ValueError(f"model.num_kv_heads = {kv_heads} does not divide model.num_heads = {heads}")
         if width % head_dim:
             raise ValueError(f"model.head.head_dim = {head_dim} does not divide the head's width {width}")
+        self._possible_head()
         bits, vocab = self.tokenizer.num_bits, self.tokenizer.vocab_size
         if self.tokenizer.source == "train" and bits is not None and 2**bits < vocab:
             least = (vocab - 1).bit_length()
@@ -62,6 +63,22 @@ class Sections(Frozen):
             if batch % workers:
                 raise ValueError(f"{key}.execution.num_workers = {workers} does not divide {key}.batch_size = {batch}")
         return self
+
+    def _possible_head(self) -> None:
+        head = self.model.head
+        if head.codebook_rank is not None and head.denoiser not in ("codebook_prior", "codebook"):
+            raise ValueError(f"model.head.codebook_rank = {head.codebook_rank}: {head.denoiser} has no codebook")
+        if head.codebook_rank is not None and head.codebook_rank > self.model.hidden_size:
+            raise ValueError(
+                f"model.head.codebook_rank = {head.codebook_rank} is more than model.hidden_size = "
+                f"{self.model.hidden_size}"
+            )
+        for key, stage in (("pretrain", self.pretrain), ("finetune", self.finetune)):
+            if stage.diffusion.loss == "token" and head.denoiser != "codebook":
+                raise ValueError(
+                    f"{key}.diffusion.loss = token needs model.head.denoiser = codebook; {head.denoiser} does not tell "
+                    "the probabilities of tokens"
+                )
 
 
 def tiny() -> Sections:

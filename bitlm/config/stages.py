@@ -6,6 +6,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Head = Literal["diffusion", "lm"]
+Denoiser = Literal["direct", "matched_filter", "codebook_prior", "codebook"]
+ContextPath = Literal["norm", "direct"]
+Loss = Literal["velocity", "bce", "x", "token"]
+NoiseLevels = Literal["logit_normal", "uniform"]
+SlotOrder = Literal["independent", "sorted"]
 
 
 class Frozen(BaseModel):
@@ -62,7 +67,14 @@ class HeadConfig(Frozen):
     num_layers: int = Field(6, ge=1)
     head_dim: int = Field(128, ge=8)
     ffn_ratio: float = Field(1.5, gt=0)
-    denoiser: Literal["direct", "matched_filter"] = "direct"
+    denoiser: Denoiser = "direct"
+    context_path: ContextPath = Field(
+        "norm", description="norm: C enters through the adaptive norm; direct: also by the input and the bits' log-odds"
+    )
+    codebook_rank: int | None = Field(
+        None, ge=1, description="columns of the embedding's copy that every step of the codebook uses; by default all"
+    )
+    codebook_candidates: int = Field(4096, ge=1, description="likeliest tokens per slot that generation keeps")
 
 
 class ModelConfig(StageConfig):
@@ -79,6 +91,7 @@ class ModelConfig(StageConfig):
     rope_theta: float = 1e6
     rms_norm_eps: float = 1e-6
     block_size: int = Field(4, ge=1, description="m, tokens per block (the LM head always has m = 1)")
+    slot_embedding: bool = Field(False, description="tell the backbone each token's place in its block")
     head: HeadConfig = HeadConfig()
 
 
@@ -93,12 +106,15 @@ class PromptConfig(StageConfig):
 class DiffusionConfig(Frozen):
     """Training of the diffusion head; has no part in the LM head's fingerprint."""
 
-    loss: Literal["velocity", "bce", "x"] = "velocity"
-    t_mean: float = Field(0.8, description="mean of logit(t)")
+    loss: Loss = "velocity"
+    t_distribution: NoiseLevels = "logit_normal"
+    t_mean: float = Field(0.8, description="mean of logit(t), where that is normal")
     t_std: float = Field(0.8, gt=0)
     t_min: float = Field(0.05, gt=0, lt=1, description="floor of t in the velocity loss")
     noise_draws: int = Field(1, ge=1, description="noise draws per backbone state")
     condition_dropout: float = Field(0.1, ge=0, lt=1)
+    slot_noise: float = Field(0.0, ge=0, le=1, description="share of the blocks that draw a noise level for every slot")
+    slot_order: SlotOrder = Field("independent", description="sorted: the levels of a block rise from slot to slot")
 
 
 class TrainExecution(Frozen):
@@ -116,7 +132,9 @@ class TrainExecution(Frozen):
 class TrainConfig(StageConfig):
     steps: int = Field(1000, ge=1)
     batch_size: int = Field(16, ge=1, description="sequences (or examples) per step, over all workers")
+    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: for the matrices inside the layers")
     learning_rate: float = Field(3e-4, gt=0)
+    muon_learning_rate: float = Field(0.02, gt=0, description="of muon's matrices, on the same schedule")
     final_lr_ratio: float = Field(0.1, ge=0, le=1)
     warmup_steps: int = Field(100, ge=0)
     weight_decay: float = Field(0.1, ge=0)
@@ -142,6 +160,9 @@ class PretrainConfig(TrainConfig):
     heads: tuple[Head, ...] = Field(("diffusion", "lm"), min_length=1)
     sequence_length: int = Field(2048, ge=8, description="L, tokens per sequence; a multiple of 8 and of block_size")
     window_shards: int = Field(4, ge=1, description="shards per window of the order of the data")
+    init_from: str | None = Field(
+        None, description="lm (the pipeline's own LM head), pretrain/NAME[@vN], a folder or hub:OWNER/NAME"
+    )
 
     def identity(self) -> dict[str, Any]:
         return self.model_dump(mode="json", exclude={"name", "execution", "heads"})
@@ -163,6 +184,16 @@ class EvaluateConfig(StageConfig):
     examples: int | None = Field(None, ge=1, description="the first so many examples of the split; by default all")
     num_steps: int = Field(15, ge=1, description="K")
     guidance_scale: float = Field(9.0, ge=0, description="ω; 1 is no guidance")
+    guidance_form: Literal["prediction", "logit"] = Field(
+        "prediction", description="what is guided: the estimate of the code, or the bits' log-odds"
+    )
+    time_grid: Literal["uniform", "shifted"] = "uniform"
+    time_shift: float = Field(3.0, gt=0, description="of the shifted grid; 1 is the uniform one")
+    stagger: float = Field(0.0, ge=0, le=1, description="how much later each slot starts; 1: one after the other")
+    void: Literal["clamp", "nearest"] = "clamp"
+    commit_threshold: float | None = Field(
+        None, gt=0, lt=1, description="end a block early once every bit is stable and this certain; by default never"
+    )
     seed: int = 0
     lead_sentences: int = Field(1, ge=1, description="sentences of the lead baseline")
     bootstrap_samples: int = Field(1000, ge=1)

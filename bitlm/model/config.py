@@ -6,6 +6,7 @@ from transformers import PreTrainedConfig, Qwen3Config
 
 from bitlm.codes import MAX_BITS, min_bits
 from bitlm.config import DiffusionConfig, Head, ModelConfig
+from bitlm.config.stages import ContextPath, Denoiser, Loss, NoiseLevels, SlotOrder
 from bitlm.errors import ConfigError
 
 ROW_MULTIPLE = 128
@@ -32,6 +33,7 @@ class BitLMConfig(PreTrainedConfig):
     embedding_rows: int = 256
     num_bits: int = 8
     block_size: int = 4
+    slot_embedding: bool = False
 
     hidden_size: int = 64
     num_hidden_layers: int = 2
@@ -49,14 +51,20 @@ class BitLMConfig(PreTrainedConfig):
     head_num_layers: int = 2
     head_head_dim: int = 16
     head_ffn_ratio: float = 1.5
-    denoiser: Literal["direct", "matched_filter"] = "direct"
+    denoiser: Denoiser = "direct"
+    context_path: ContextPath = "norm"
+    codebook_rank: int | None = None
+    codebook_candidates: int = 4096
 
-    loss: Literal["velocity", "bce", "x"] = "velocity"
+    loss: Loss = "velocity"
+    t_distribution: NoiseLevels = "logit_normal"
     t_mean: float = 0.8
     t_std: float = 0.8
     t_min: float = 0.05
     noise_draws: int = 1
     condition_dropout: float = 0.1
+    slot_noise: float = 0.0
+    slot_order: SlotOrder = "independent"
 
     end_token_id: int = 0
     pad_token_id: int | None = 0
@@ -73,10 +81,17 @@ class BitLMConfig(PreTrainedConfig):
             raise ConfigError(f"block_size = {self.block_size}: the LM head predicts one token at a time; set it to 1")
         if self.head_width % self.head_head_dim:
             raise ConfigError(f"head_head_dim = {self.head_head_dim} does not divide head_width = {self.head_width}")
+        self._check_codebook()
         for name in ("end_token_id", "pad_token_id"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < self.vocab_size:
                 raise ConfigError(f"{name} = {value} is not one of the {self.vocab_size} ids")
+
+    def _check_codebook(self) -> None:
+        if self.loss == "token" and self.denoiser != "codebook":
+            raise ConfigError(f"loss = token needs denoiser = codebook; {self.denoiser} does not tell probabilities")
+        if self.codebook_rank is not None and not 1 <= self.codebook_rank <= self.hidden_size:
+            raise ConfigError(f"codebook_rank = {self.codebook_rank}: choose 1 to hidden_size = {self.hidden_size}")
 
     @classmethod
     def from_sections(
@@ -97,6 +112,7 @@ class BitLMConfig(PreTrainedConfig):
             embedding_rows=embedding_rows(vocab_size),
             num_bits=num_bits,
             block_size=1 if head == "lm" else model.block_size,
+            slot_embedding=head == "diffusion" and model.slot_embedding,
             hidden_size=model.hidden_size,
             num_hidden_layers=model.num_layers,
             num_attention_heads=model.num_heads,
@@ -111,6 +127,9 @@ class BitLMConfig(PreTrainedConfig):
             head_head_dim=model.head.head_dim,
             head_ffn_ratio=model.head.ffn_ratio,
             denoiser=model.head.denoiser,
+            context_path=model.head.context_path,
+            codebook_rank=model.head.codebook_rank,
+            codebook_candidates=model.head.codebook_candidates,
             end_token_id=end_id,
             pad_token_id=pad_id,
             **diffusion.model_dump(),
@@ -125,6 +144,7 @@ class BitLMConfig(PreTrainedConfig):
         """Take over other training settings, for example when fine-tuning a pretrained model."""
         for name, value in diffusion.model_dump().items():
             setattr(self, name, value)
+        self._check_codebook()
 
     def backbone(self) -> Qwen3Config:
         """The Qwen3 model underneath. It gets no padding id: that would freeze a row that may be the end token's."""
