@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bitlm import codes
+from bitlm import packing
 from bitlm.errors import ArtifactError
 
 GROUP = 8  # tokens per value of the column
@@ -78,7 +78,7 @@ class ShardWriter:
     def _pack(self) -> None:
         ids = np.concatenate(self._waiting)
         whole = len(ids) // GROUP * GROUP
-        self._packed += codes.pack(ids[:whole], self._num_bits).tobytes()
+        self._packed += packing.pack(ids[:whole], self._num_bits).tobytes()
         self._waiting = [ids[whole:]]
         self._waiting_tokens = len(ids) - whole
 
@@ -108,12 +108,12 @@ class Shard:
     def ids(self, start: int = 0, count: int | None = None) -> np.ndarray:
         """Ids of tokens ``start`` … ``start + count - 1``, uint32 [count]; by default to the end."""
         packed, inside = self._slice(start, count)
-        return codes.unpack(packed, self.num_bits)[inside]
+        return packing.unpack(packed, self.num_bits)[inside]
 
     def codes(self, start: int = 0, count: int | None = None) -> np.ndarray:
         """The same as codes of ±1, float32 [count, B]."""
         packed, inside = self._slice(start, count)
-        return codes.unpack_codes(packed, self.num_bits)[inside]
+        return packing.unpack_codes(packed, self.num_bits)[inside]
 
     def _slice(self, start: int, count: int | None) -> tuple[np.ndarray, slice]:
         """The whole groups that hold the tokens, and where the tokens are in them."""

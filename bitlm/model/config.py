@@ -4,10 +4,11 @@ from typing import Literal
 
 from transformers import PreTrainedConfig, Qwen3Config
 
-from bitlm.codes import MAX_BITS, min_bits
+from bitlm.codes import min_bits
 from bitlm.config import DiffusionConfig, Head, ModelConfig
 from bitlm.config.stages import ContextPath, Denoiser, Loss, NoiseLevels, SlotOrder
 from bitlm.errors import ConfigError
+from bitlm.packing import MAX_BITS
 
 ROW_MULTIPLE = 128
 QWEN3_IDS, QWEN3_ROWS = 151_669, 151_936

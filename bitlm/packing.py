@@ -1,0 +1,116 @@
+"""Packed codes: 8 token ids of B bits each, most significant bit first, are B bytes. NumPy alone, so that what only
+reads or writes shards needs no torch.
+
+Packing works on groups of 8 tokens, which take exactly ``B`` bytes for every ``B``; it goes through 64-bit words
+instead of single bits.
+"""
+
+import numpy as np
+
+from bitlm.errors import ConfigError
+
+Buffer = bytes | bytearray | memoryview | np.ndarray
+
+MAX_BITS = 32
+_GROUP = 8  # tokens in one packed value
+_CHUNK = 8192  # groups in work at once: the temporaries stay in the core's cache
+_BYTE_SIGNS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float32) * 2 - 1  # [256, 8]
+
+
+def pack(ids: np.ndarray, num_bits: int) -> np.ndarray:
+    """ids [n] (n a multiple of 8) → bytes, uint8 [n·B/8], most significant bit first.
+
+    Raises ConfigError if n is not a multiple of 8 or an id does not fit.
+    """
+    check_bits(num_bits)
+    if ids.ndim != 1 or len(ids) % _GROUP:
+        raise ConfigError(f"pack takes one row of ids whose length is a multiple of {_GROUP}, got shape {ids.shape}")
+    if len(ids):
+        check_range(int(ids.min()), int(ids.max()), num_bits)
+    groups = np.ascontiguousarray(ids, dtype=np.uint32).reshape(-1, _GROUP)
+    packed = np.empty(len(groups), dtype=_layout(num_bits))
+    overlaps = _overlaps(num_bits)
+    for start in range(0, len(groups), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        tokens = groups[part].T.astype(np.uint64, order="C")  # [8, groups]
+        for word, pieces in overlaps.items():
+            bits = np.zeros(tokens.shape[1], dtype=np.uint64)
+            for token, shift in pieces:
+                bits |= _shift(tokens[token], shift)
+            packed[word][part] = bits  # keeps the low bits, in the byte order of the field
+    return packed.view(np.uint8)
+
+
+def unpack(packed: Buffer, num_bits: int) -> np.ndarray:
+    """The inverse of ``pack``: bytes (whole groups of B bytes) → ids, uint32 [n].
+
+    Raises ConfigError if the bytes are not whole groups.
+    """
+    groups = _groups(packed, num_bits).view(_layout(num_bits))
+    ids = np.empty((len(groups), _GROUP), dtype=np.uint32)
+    overlaps = _overlaps(num_bits)
+    mask = np.uint64((1 << num_bits) - 1)
+    for start in range(0, len(groups), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        tokens = np.zeros((_GROUP, len(groups[part])), dtype=np.uint64)
+        for word, pieces in overlaps.items():
+            bits = groups[word][part].astype(np.uint64)
+            for token, shift in pieces:
+                tokens[token] |= _shift(bits, -shift)
+        tokens &= mask
+        ids[part] = tokens.T
+    return ids.reshape(-1)
+
+
+def unpack_codes(packed: Buffer, num_bits: int) -> np.ndarray:
+    """Packed bytes → codes [n, B] of ±1, float32, without the detour through ids."""
+    return _BYTE_SIGNS.take(_groups(packed, num_bits), axis=0).reshape(-1, num_bits)
+
+
+def _groups(packed: Buffer, num_bits: int) -> np.ndarray:
+    check_bits(num_bits)
+    octets = np.frombuffer(packed, np.uint8)
+    if len(octets) % num_bits:
+        raise ConfigError(
+            f"{len(octets)} packed bytes are not whole groups of {num_bits} bytes ({_GROUP} tokens at {num_bits} bits)"
+        )
+    return octets
+
+
+def _fields(num_bits: int) -> list[tuple[str, int, int]]:
+    """A group's B bytes cut into words (name, byte offset, bytes): as many of 8 bytes as fit, then of 4, 2 and 1."""
+    fields, offset = [], 0
+    while offset < num_bits:
+        size = next(size for size in (8, 4, 2, 1) if offset + size <= num_bits)
+        fields.append((f"word{offset}", offset, size))
+        offset += size
+    return fields
+
+
+def _layout(num_bits: int) -> np.dtype:
+    return np.dtype([(name, f">u{size}") for name, _, size in _fields(num_bits)])
+
+
+def _overlaps(num_bits: int) -> dict[str, list[tuple[int, int]]]:
+    """For each word: the tokens that have bits in it, with the left shift (negative: right) that puts them there."""
+    overlaps = {}
+    for name, offset, size in _fields(num_bits):
+        first, end = 8 * offset, 8 * (offset + size)  # bits of the word, counted from the most significant of the group
+        tokens = range(first // num_bits, (end - 1) // num_bits + 1)
+        overlaps[name] = [(token, end - (token + 1) * num_bits) for token in tokens]
+    return overlaps
+
+
+def _shift(bits: np.ndarray, left: int) -> np.ndarray:
+    return bits << np.uint64(left) if left >= 0 else bits >> np.uint64(-left)
+
+
+def check_bits(num_bits: int) -> None:
+    if not 1 <= num_bits <= MAX_BITS:
+        raise ConfigError(f"num_bits = {num_bits}: choose 1 to {MAX_BITS}")
+
+
+def check_range(low: int, high: int, num_bits: int) -> None:
+    if low < 0 or high >= 1 << num_bits:
+        wrong = low if low < 0 else high
+        raise ConfigError(f"token id {wrong} does not fit in num_bits = {num_bits} (0 to {(1 << num_bits) - 1})")
