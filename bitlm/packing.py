@@ -1,9 +1,11 @@
 """Packed codes: 8 token ids of B bits each, most significant bit first, are B bytes. NumPy alone, so that what only
 reads or writes shards needs no torch.
 
-Packing works on groups of 8 tokens, which take exactly ``B`` bytes for every ``B``; it goes through 64-bit words
+Packing works on groups of 8 tokens, which take exactly ``B`` bytes for every ``B``; it goes through machine words
 instead of single bits.
 """
+
+from functools import lru_cache
 
 import numpy as np
 
@@ -41,25 +43,30 @@ def pack(ids: np.ndarray, num_bits: int) -> np.ndarray:
     return packed.view(np.uint8)
 
 
-def unpack(packed: Buffer, num_bits: int) -> np.ndarray:
-    """The inverse of ``pack``: bytes (whole groups of B bytes) → ids, uint32 [n].
+def unpack(packed: Buffer, num_bits: int, out: np.ndarray | None = None) -> np.ndarray:
+    """The inverse of ``pack``: bytes (whole groups of B bytes) → ids, uint32 [n]; or ``out`` [n], filled, which is
+    contiguous and of any integer type that holds them.
 
+    Each token is cut out of a machine word that starts at its first byte, or a little before at the end of a group.
     Raises ConfigError if the bytes are not whole groups.
     """
-    groups = _groups(packed, num_bits).view(_layout(num_bits))
-    ids = np.empty((len(groups), _GROUP), dtype=np.uint32)
-    overlaps = _overlaps(num_bits)
-    mask = np.uint64((1 << num_bits) - 1)
-    for start in range(0, len(groups), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        tokens = np.zeros((_GROUP, len(groups[part])), dtype=np.uint64)
-        for word, pieces in overlaps.items():
-            bits = groups[word][part].astype(np.uint64)
-            for token, shift in pieces:
-                tokens[token] |= _shift(bits, -shift)
-        tokens &= mask
-        ids[part] = tokens.T
-    return ids.reshape(-1)
+    octets = _groups(packed, num_bits)
+    word, offsets, shifts = _cuts(num_bits)
+    mask = word.type((1 << num_bits) - 1)
+    count = len(octets) // num_bits
+    ids = np.empty(count * _GROUP, dtype=np.uint32) if out is None else out
+    assert ids.shape == (count * _GROUP,), (ids.shape, count)
+    assert ids.flags.c_contiguous
+    groups = ids.reshape(count, _GROUP)
+    words = np.empty((min(count, _CHUNK), _GROUP), dtype=word)
+    for start in range(0, count, _CHUNK):
+        part = words[: count - start]
+        for token, offset in enumerate(offsets):
+            begins = start * num_bits + offset
+            part[:, token] = np.ndarray((len(part),), word.newbyteorder(">"), octets, begins, (num_bits,))
+        part >>= shifts[: len(part)]
+        np.bitwise_and(part, mask, out=groups[start : start + len(part)], casting="unsafe")  # B bits are left
+    return ids
 
 
 def unpack_codes(packed: Buffer, num_bits: int) -> np.ndarray:
@@ -75,6 +82,17 @@ def _groups(packed: Buffer, num_bits: int) -> np.ndarray:
             f"{len(octets)} packed bytes are not whole groups of {num_bits} bytes ({_GROUP} tokens at {num_bits} bits)"
         )
     return octets
+
+
+@lru_cache
+def _cuts(num_bits: int) -> tuple[np.dtype, tuple[int, ...], np.ndarray]:
+    """Type of a word that holds B bits from wherever in a byte they start, the byte of a group at which each of its 8
+    tokens' words begins, and the right shifts, repeated for a chunk, that bring the tokens down [_CHUNK, 8]."""
+    size = next(size for size in (1, 2, 4, 8) if size == num_bits or 8 * size >= num_bits + 7)
+    offsets = tuple(min(token * num_bits // 8, num_bits - size) for token in range(_GROUP))
+    shifts = [8 * (offset + size) - (token + 1) * num_bits for token, offset in enumerate(offsets)]
+    word = np.dtype(f"u{size}")
+    return word, offsets, np.tile(np.array(shifts, dtype=word), (_CHUNK, 1))
 
 
 def _fields(num_bits: int) -> list[tuple[str, int, int]]:
