@@ -1,13 +1,19 @@
 """An upper bound on -log p of a block under the diffusion head, in nats. The LM head's cross-entropy is exact.
 
 With γ = ((1-t)/t)² the I-MMSE relation (Guo, Shamai and Verdú 2005; for discrete variables Kong, Brekelmans and Ver
-Steeg, arXiv 2302.03792) gives -log p(A_0 | C) ≤ ½ ∫₀^∞ E‖A_0 - Â_0(γ)‖² dγ, with equality for the exact posterior mean.
-The integral is taken over log γ in [-8, 4.5] by stratified sampling. Below, Â_0 = 0 errs by exactly m·B; above, the
-signs of A_t err with probability Φ(-√γ) < 1e-20 per bit.
+Steeg, arXiv 2302.03792) gives, for the slots i of a block and any path along which no γ_i falls,
+
+    -log p(A_0 | C) ≤ ½ Σ_i ∫ E‖A_0i - Â_0i(γ_1..γ_m)‖² dγ_i
+
+from all γ_i = 0 to all ∞, with equality for the exact posterior mean; the parts of the sum are the figures per slot.
+The path of ``stagger`` s raises log γ_i from -8 to 4.5 while a clock runs from i·s to i·s + 1: s = 0 moves all slots
+together, s = 1 one after the other. The integral over the clock is taken by stratified sampling. Below, Â_0 = 0 errs by
+exactly B per slot; above, the signs of A_t err with probability Φ(-√γ) < 1e-20 per bit.
 """
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -25,34 +31,53 @@ LOG_SNR = (-8.0, 4.5)
 
 
 class Nats(NamedTuple):
-    """Nats per token and the standard error of that mean over sequences."""
+    """Nats per token and the standard error of that mean over sequences (infinite for a single one)."""
 
     mean: float
     stderr: float
 
 
-def stratified_noise(seed: int, indices: Sequence[int], N: int, m: int, B: int, strata: int) -> Noise:
-    """Noise of the bound for each sequence index: draw s of a block has log γ uniform in the s-th of equal parts."""
+@dataclass(frozen=True)
+class Bound:
+    """``mean`` and ``stderr`` as in ``Nats``, over all tokens; ``slots``: the same for each place in a block."""
+
+    mean: float
+    stderr: float
+    slots: tuple[Nats, ...]
+
+    def bits_per_byte(self, bytes_per_token: float) -> float:
+        """For text with so many UTF-8 bytes per token."""
+        return self.mean / math.log(2) / bytes_per_token
+
+
+def path_noise(
+    seed: int, indices: Sequence[int], N: int, m: int, B: int, strata: int, stagger: float = 0.0
+) -> tuple[Noise, Tensor]:
+    """Noise for each sequence index along a path, and what each squared error per bit counts in nats, float64 and like
+    ``Noise.t`` [b, N, strata, 1 or m]: the bound of a slot is the sum over strata, plus ``tail_nats``.
+
+    Draw s of a block has its clock in the s-th of equal parts; the noise itself is the same along every path.
+    """
     low, high = LOG_SNR
     eps = np.empty((len(indices), N, strata, m, B), dtype=np.float32)
-    part = np.empty((len(indices), N, strata))
+    share = np.empty((len(indices), N, strata, 1))
     for row, index in enumerate(indices):
         rng = generator(seed, Stream.BOUND, index, 0)
         rng.standard_normal(out=eps[row], dtype=np.float32)
-        part[row] = (np.arange(strata) + rng.random((N, strata))) / strata
-    t = t_of_log_snr(torch.from_numpy(low + (high - low) * part))
-    return Noise(torch.from_numpy(eps), t.float(), torch.zeros(len(indices), N, dtype=torch.bool))
+        share[row, ..., 0] = (np.arange(strata) + rng.random((N, strata))) / strata
+    starts = stagger * np.arange(m if stagger else 1)
+    length = 1 + (m - 1) * stagger
+    clock = torch.from_numpy(share * length - starts)  # each slot's own
+    log_snr = low + (high - low) * clock.clamp(0, 1)
+    moving = (clock > 0) & (clock < 1)
+    weights = log_snr.exp() * moving * (length * (high - low) * B / (2 * strata))  # dγ = γ d(log γ)
+    drop = torch.zeros(len(indices), N, dtype=torch.bool)
+    return Noise(torch.from_numpy(eps), t_of_log_snr(log_snr).float(), drop), weights
 
 
-def nats_per_block(mean_squared_error: Tensor, t: Tensor, bits: int) -> Tensor:
-    """Errors per bit at stratified levels t, both [..., strata] → the bound in nats [...]; ``bits`` = m·B of a block.
-
-    ½∫e(γ)dγ = ½∫γ·e(γ) d(log γ), plus the part below the lowest γ.
-    """
-    low, high = LOG_SNR
-    snr = ((1 - t.double()) / t.double()) ** 2
-    integral = (high - low) * (snr * mean_squared_error.double() * bits).mean(-1)
-    return (integral + math.exp(low) * bits) / 2
+def tail_nats(B: int) -> float:
+    """The part of the bound of a slot below the lowest γ."""
+    return math.exp(LOG_SNR[0]) * B / 2
 
 
 @torch.no_grad()
@@ -65,8 +90,9 @@ def validation_nats(
     indices: Sequence[int],
     *,
     strata: int = 4,
+    stagger: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """ids [b, L] → per sequence: nats over its loss blocks [b] (float64) and the tokens in them [b] (int64).
+    """ids [b, L] → per sequence: nats of each slot over its loss blocks [b, m] (float64), and these blocks' number [b].
 
     Diffusion head: the bound, with ``strata`` noise levels per block keyed by (seed, index). LM head: cross-entropy.
     Goes through ``model.forward``, so it works on a sharded model; puts the model's mode back.
@@ -77,17 +103,16 @@ def validation_nats(
         raise ConfigError(f"{len(indices)} indices for {b} sequences: give one for each")
     noise = None
     if config.head == "diffusion":
-        noise = stratified_noise(seed, indices, N, m, config.num_bits, strata).to(input_ids.device)
+        noise, weights = path_noise(seed, indices, N, m, config.num_bits, strata, stagger)
+        noise, weights = noise.to(input_ids.device), weights.to(input_ids.device)
     training = model.training
     model.eval()
     output = model(input_ids, attention_mask, noise=noise, loss_blocks=loss_blocks, objective="x")
     model.train(training)
+    nats = output.slot_loss.double()  # [b, N, draws, m]
+    nats = nats.squeeze(2) if noise is None else (nats * weights).sum(2) + tail_nats(config.num_bits)
     chosen = output.in_loss
-    if noise is None:
-        nats = output.block_loss.double().squeeze(-1)
-    else:
-        nats = nats_per_block(output.block_loss, noise.t, m * config.num_bits)
-    return (nats * chosen).sum(1), chosen.sum(1) * m
+    return (nats * chosen[..., None]).sum(1), chosen.sum(1)
 
 
 def nats_per_token(
@@ -96,20 +121,39 @@ def nats_per_token(
     seed: int = 0,
     *,
     strata: int = 16,
-) -> Nats:
-    """The bound (or cross-entropy) over batches of (input_ids, attention_mask, loss_blocks, indices)."""
-    parts = [validation_nats(model, *tensors, seed, indices, strata=strata) for *tensors, indices in batches]
-    return combine(torch.cat([nats for nats, _ in parts]), torch.cat([tokens for _, tokens in parts]))
+    stagger: float = 0.0,
+) -> Bound:
+    """The bound of the diffusion head, or the LM head's cross-entropy, in nats per token.
 
+    batches: of (input_ids [b, L], attention_mask [b, L] or None, loss_blocks [b, N] or None for all, the sequences'
+        indices), as ``BitLMForCausalLM.forward`` takes them. Noise belongs to (seed, index), so that how sequences are
+        put into batches changes nothing.
+    strata: noise levels per block; more make the standard error smaller, at a head pass each.
+    stagger: 0 to 1, the path (see above); the LM head has none.
 
-def combine(nats: Tensor, tokens: Tensor) -> Nats:
-    """Sums per sequence → nats per token with the standard error of a ratio estimate (infinite for a single sequence).
-
-    Raises ConfigError if no token was counted.
+    Raises ConfigError if no block carries loss, or the number of indices is not that of the sequences.
     """
-    count = int(tokens.sum())
-    if count == 0:
+    parts = [
+        validation_nats(model, *tensors, seed, indices, strata=strata, stagger=stagger) for *tensors, indices in batches
+    ]
+    return combine(torch.cat([nats for nats, _ in parts]), torch.cat([blocks for _, blocks in parts]))
+
+
+def combine(nats: Tensor, blocks: Tensor) -> Bound:
+    """Sums per sequence, nats [sequences, m] over so many blocks [sequences] → the ratio estimates.
+
+    Raises ConfigError if there is no block.
+    """
+    if int(blocks.sum()) == 0:
         raise ConfigError("no token carries loss: there is nothing to average")
+    m = nats.shape[1]
+    slots = tuple(_ratio(nats[:, slot], blocks) for slot in range(m))
+    return Bound(*_ratio(nats.sum(1), blocks * m), slots)
+
+
+def _ratio(nats: Tensor, tokens: Tensor) -> Nats:
+    """Both [sequences]: Σ nats / Σ tokens with the standard error of a ratio estimate."""
+    count = int(tokens.sum())
     mean = float(nats.sum()) / count
     n = len(nats)
     if n == 1:

@@ -1,11 +1,9 @@
-"""Losses of the diffusion head, all as means over the m·B bits of a block."""
-
-from typing import Literal
+"""Losses on the bits of a block, as means over the B bits of each slot. That on tokens is the head's ``token_nll``."""
 
 import torch.nn.functional as F
 from torch import Tensor
 
-Objective = Literal["velocity", "bce", "x"]
+from bitlm.config.stages import Loss
 
 
 def to_codes(logits: Tensor) -> Tensor:
@@ -13,15 +11,16 @@ def to_codes(logits: Tensor) -> Tensor:
     return (logits / 2).tanh()
 
 
-def bit_loss(logits: Tensor, clean: Tensor, t: Tensor, objective: Objective, t_min: float) -> Tensor:
-    """logits and clean codes [..., m, B] and noise levels t (broadcastable to them) → loss per block [...].
+def bit_loss(logits: Tensor, clean: Tensor, t: Tensor, loss: Loss, t_min: float) -> Tensor:
+    """logits and clean codes [..., m, B] and noise levels t (broadcastable to them) → loss per slot [..., m].
 
     ``velocity``: ‖(Â_0 - A_0)/max(t, t_min)‖²; ``x``: ‖Â_0 - A_0‖²; ``bce``: -log σ(A_0·logit), nats; over bits.
     """
-    if objective == "bce":
+    assert loss != "token"
+    if loss == "bce":
         per_bit = F.softplus(-clean * logits)
     else:
         per_bit = (to_codes(logits) - clean) ** 2
-        if objective == "velocity":
+        if loss == "velocity":
             per_bit = per_bit / t.clamp(min=t_min) ** 2
-    return per_bit.mean(dim=(-2, -1))
+    return per_bit.mean(dim=-1)

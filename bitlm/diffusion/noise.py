@@ -26,8 +26,9 @@ class Stream(IntEnum):
 
 @dataclass(frozen=True)
 class Noise:
-    """What corrupts a batch: ``eps`` [b, N, draws, m, B] standard normal, ``t`` [b, N, draws] in (0, 1), and ``drop``
-    [b, N], True where the condition is replaced by the null condition."""
+    """What corrupts a batch: ``eps`` [b, N, draws, m, B] standard normal, ``t`` in (0, 1), [b, N, draws, 1] where the
+    slots of a block share a level and [b, N, draws, m] where they need not, and ``drop`` [b, N], True where the
+    condition is replaced by the null condition."""
 
     eps: Tensor
     t: Tensor
@@ -48,18 +49,33 @@ def generator(seed: int, stream: Stream, first: int, second: int) -> np.random.G
 def block_noise(
     seed: int, indices: Sequence[int], epochs: Sequence[int], N: int, m: int, B: int, diffusion: DiffusionConfig
 ) -> Noise:
-    """Training noise of the sequences ``indices`` in their ``epochs``: t is logit-normal, drop a coin per block."""
+    """Training noise of the sequences ``indices`` in their ``epochs``: t follows ``t_distribution``, drop is a coin per
+    block, and with slot noise a share of the (block, draw) pairs has a level of its own in every slot."""
     draws = diffusion.noise_draws
     eps = np.empty((len(indices), N, draws, m, B), dtype=np.float32)
-    logit_t = np.empty((len(indices), N, draws))
+    t = np.empty((len(indices), N, draws, m if diffusion.slot_noise else 1), dtype=np.float32)
     coin = np.empty((len(indices), N))
     for row, (index, epoch) in enumerate(zip(indices, epochs, strict=True)):
         rng = generator(seed, Stream.TRAIN, index, epoch)
         rng.standard_normal(out=eps[row], dtype=np.float32)
-        logit_t[row] = diffusion.t_mean + diffusion.t_std * rng.standard_normal((N, draws))
+        t[row] = _levels(rng, (N, draws, 1), diffusion)
         coin[row] = rng.random(N)
-    t = torch.from_numpy(logit_t).sigmoid().float()
-    return Noise(torch.from_numpy(eps), t, torch.from_numpy(coin < diffusion.condition_dropout))
+        if diffusion.slot_noise:
+            own = _levels(rng, (N, draws, m), diffusion)
+            if diffusion.slot_order == "sorted":
+                own.sort(axis=-1)
+            chosen = rng.random((N, draws, 1)) < diffusion.slot_noise
+            t[row] = np.where(chosen, own, t[row])
+    return Noise(torch.from_numpy(eps), torch.from_numpy(t), torch.from_numpy(coin < diffusion.condition_dropout))
+
+
+def _levels(rng: np.random.Generator, shape: tuple[int, ...], diffusion: DiffusionConfig) -> np.ndarray:
+    """Noise levels t, float32, strictly between 0 and 1."""
+    if diffusion.t_distribution == "uniform":
+        t = rng.random(shape)
+    else:
+        t = 1 / (1 + np.exp(-(diffusion.t_mean + diffusion.t_std * rng.standard_normal(shape))))
+    return t.clip(1e-6, 1 - 1e-6).astype(np.float32)
 
 
 def sample_noise(seed: int, example_id: int, block: int, m: int, B: int) -> Tensor:

@@ -137,6 +137,10 @@ class BitLMConfig(PreTrainedConfig):
         )
 
     @property
+    def has_codebook(self) -> bool:
+        return self.head == "diffusion" and self.denoiser in ("codebook_prior", "codebook")
+
+    @property
     def diffusion(self) -> DiffusionConfig:
         """The training settings of the diffusion head."""
         return DiffusionConfig(**{name: getattr(self, name) for name in DiffusionConfig.model_fields})

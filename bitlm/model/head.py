@@ -6,12 +6,15 @@ and output. Shapes: n blocks, m slots, B bits, D backbone width, H head width.
 """
 
 import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitlm.diffusion.process import matched_filter
+from bitlm.model.codebook import Choice, Codebook, Lexicon, among, in_chunks, likeliest, log_odds_of_bits, mean_row, nll
 from bitlm.model.config import BitLMConfig
 
 LAYERS_PER_MODULATION = 3
@@ -55,17 +58,59 @@ class HeadLayer(nn.Module):
         return self.out(mixed.transpose(1, 2).reshape(n, m, width))
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What the head computes from C alone, once for all steps of n blocks.
+
+    ``condition`` [n, m, H] is the adaptive norm's input without the part of t, ``prior`` [n, m, B] float32 the bits'
+    log-odds on the direct context path, ``query`` [n, m, D] and ``lexicon`` what the codebook needs in training, and
+    ``choice`` what it needs in sampling. None: this head has no such thing.
+    """
+
+    condition: Tensor
+    prior: Tensor | None = None
+    query: Tensor | None = None
+    lexicon: Lexicon | None = None
+    choice: Choice | None = None
+
+    def index(self, rows: Tensor) -> "Prepared":
+        """The blocks at these places [n'] (int64)."""
+        return self._map(lambda tensor: tensor[rows])
+
+    def repeat(self, times: int) -> "Prepared":
+        """Every block so often in a row."""
+        return self._map(lambda tensor: tensor.repeat_interleave(times, dim=0))
+
+    def cat(self, other: "Prepared") -> "Prepared":
+        """These blocks and then the others, prepared in the same way."""
+        others = other._tensors()
+        return self._map(lambda tensor: torch.cat([tensor, next(others)]))
+
+    def _tensors(self) -> Iterator[Tensor]:
+        found: list[Tensor] = []
+        self._map(lambda tensor: found.append(tensor) or tensor)
+        return iter(found)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Prepared":
+        own = (None if tensor is None else change(tensor) for tensor in (self.condition, self.prior, self.query))
+        return Prepared(*own, self.lexicon, None if self.choice is None else self.choice.map(change))
+
+
 class DiffusionHead(nn.Module):
-    """(A_t, t; C) → the log-odds of each bit. ``condition`` is what depends on C alone: a sampler computes it once per
-    block."""
+    """(A_t, t; C) → the posterior log-odds of each bit, in all four kinds of denoiser.
+
+    ``direct``: the network's output. ``matched_filter``: that, added to the log-odds of independent fair bits.
+    ``codebook``: those of the codebook's mean code, with the network's answer as part of p (codebook.py).
+    ``codebook_prior``: the network's output, added to those of the codebook without an answer.
+    """
 
     def __init__(self, config: BitLMConfig) -> None:
         super().__init__()
-        width = config.head_width
+        width, m, B = config.head_width, config.block_size, config.num_bits
         self.denoiser = config.denoiser
-        self.null_context = nn.Parameter(torch.empty(config.block_size, config.hidden_size))
-        self.slot_embedding = nn.Parameter(torch.empty(config.block_size, width))
-        self.input = nn.Linear(config.num_bits, width)
+        self.null_context = nn.Parameter(torch.empty(m, config.hidden_size))
+        self.slot_embedding = nn.Parameter(torch.empty(m, width))
+        self.input = nn.Linear(B, width)
         self.context = nn.Linear(config.hidden_size, width)
         self.time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         self.layers = nn.ModuleList(
@@ -75,27 +120,90 @@ class DiffusionHead(nn.Module):
         self.modulations = nn.ModuleList(nn.Linear(width, 6 * width) for _ in range(groups))
         self.final_norm = nn.LayerNorm(width, eps=EPS, elementwise_affine=False)
         self.final_modulation = nn.Linear(width, 2 * width)
-        self.output = nn.Linear(width, config.num_bits)
+        answers = config.codebook_rank or config.hidden_size if config.denoiser == "codebook" else B
+        self.output = nn.Linear(width, answers)  # to bits; U of the codebook
+        self.prior = nn.Linear(m * config.hidden_size, m * B) if config.context_path == "direct" else None
+        self.codebook = Codebook(config) if config.has_codebook else None
+        self.candidates = config.codebook_candidates
 
-    def condition(self, context: Tensor) -> Tensor:
-        """C [n, m, D] → [n, m, H], the part of the modulation's input that does not depend on t."""
-        return self.context(context)
+    def prepare(self, context: Tensor, embedding: Tensor) -> Prepared:
+        """C [n, m, D] and the backbone's embedding matrix [rows, D] → for n blocks, to train on."""
+        prior = query = lexicon = None
+        if self.prior is not None:
+            prior = self.prior(context.flatten(1)).float().view(*context.shape[:2], -1)
+        if self.codebook is not None:
+            query, lexicon = self.codebook.queries(context), self.codebook.lexicon(embedding)
+        return Prepared(self.context(context), prior, query, lexicon)
 
-    def null_condition(self) -> Tensor:
-        """[1, m, H], the condition of the unconditional branch."""
-        return self.context(self.null_context)[None]
+    def prepare_null(self, embedding: Tensor) -> Prepared:
+        """One block whose condition is the null condition, as condition dropout trains it."""
+        return self.prepare(self.null_context[None], embedding)
 
-    def forward(self, noisy: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """A_t [n, m, B] float32, t [n or 1, 1], condition [n, m, H] → logits [n, m, B] float32."""
-        dtype = condition.dtype
-        y = F.silu(self.time(time_features(t).to(dtype)) + condition)  # [n, m, H]
-        x = self.input(noisy.to(dtype)) + self.slot_embedding
+    def prepare_sampling(self, context: Tensor, embedding: Tensor, guided: bool) -> Prepared:
+        """C [n, m, D] → for all steps of a sampler: n blocks or, if ``guided``, these and then n null ones.
+
+        Of a large vocabulary the codebook keeps the ``codebook_candidates`` tokens per slot that are likeliest given C,
+        the same for both branches; p is exact among them.
+        """
+        prepared = self.prepare(context, embedding)
+        null = self.prepare_null(embedding).repeat(len(context)) if guided else None
+        if self.codebook is not None:
+            choice, tokens = likeliest(prepared.lexicon, prepared.query, prepared.prior, self.candidates)
+            prepared = replace(prepared, query=None, lexicon=None, choice=choice)
+            if null is not None:
+                choice = among(null.lexicon, null.query, tokens)
+                null = replace(null, query=None, lexicon=None, choice=choice)
+        return prepared if null is None else prepared.cat(null)
+
+    def forward(self, noisy: Tensor, t: Tensor, prepared: Prepared) -> Tensor:
+        """A_t [n, m, B] float32, t [n or 1, m or 1] float32 → logits [n, m, B] float32."""
+        known = self._known(noisy, t, prepared)
+        answer = self._answer(noisy, t, prepared, known)
+        if self.denoiser == "codebook":
+            return self._by_codebook(log_odds_of_bits, prepared, known, answer)
+        if self.denoiser == "codebook_prior":
+            return answer.float() + self._by_codebook(log_odds_of_bits, prepared, known)
+        return answer.float() if known is None else answer.float() + known
+
+    def token_nll(self, noisy: Tensor, t: Tensor, prepared: Prepared, targets: Tensor) -> Tensor:
+        """-log p(y | A_t, C) of the tokens y [n, m], nats [n, m]; for the ``codebook`` denoiser, prepared to train."""
+        assert self.denoiser == "codebook"
+        assert prepared.query is not None
+        known = self._known(noisy, t, prepared)
+        answer = self._answer(noisy, t, prepared, known)
+        return self._by_codebook(nll, prepared, known, answer, targets)
+
+    def _known(self, noisy: Tensor, t: Tensor, prepared: Prepared) -> Tensor | None:
+        """The log-odds of the bits that need no network, [n, m, B] float32."""
+        if self.denoiser == "direct":
+            return prepared.prior
+        known = matched_filter(noisy, t[..., None])
+        return known if prepared.prior is None else known + prepared.prior
+
+    def _answer(self, noisy: Tensor, t: Tensor, prepared: Prepared, known: Tensor | None) -> Tensor:
+        """The network: [n, m, B], or [n, m, R] for the ``codebook`` denoiser."""
+        condition = prepared.condition
+        features = time_features(t.expand(-1, condition.shape[1])).to(condition.dtype)  # [n or 1, m, 256]
+        y = F.silu(self.time(features) + condition)  # [n, m, H]
+        x = self.input(noisy.to(condition.dtype)) + self.slot_embedding
+        if self.prior is not None:
+            x = x + condition
+        if self.codebook is not None:
+            x = x + self.codebook.feature(self._by_codebook(mean_row, prepared, known))
         for i, layer in enumerate(self.layers):
             if i % LAYERS_PER_MODULATION == 0:
                 modulation = self.modulations[i // LAYERS_PER_MODULATION](y).chunk(6, dim=-1)
             x = layer(x, modulation)
         scale, shift = self.final_modulation(y).chunk(2, dim=-1)
-        logits = self.output(torch.addcmul(shift, self.final_norm(x), 1 + scale)).float()
-        if self.denoiser == "matched_filter":
-            logits = logits + matched_filter(noisy, t[..., None])
-        return logits
+        return self.output(torch.addcmul(shift, self.final_norm(x), 1 + scale))
+
+    def _by_codebook(self, function: Callable[..., Tensor], prepared: Prepared, *given: Tensor) -> Tensor:
+        """``function`` of the choice between the tokens and of what is given for each slot [n, m, ...]."""
+        if prepared.choice is not None:
+            return function(prepared.choice, *given)
+        lexicon = prepared.lexicon
+
+        def of_all(query: Tensor, *given: Tensor) -> Tensor:
+            return function(lexicon.choice(query), *given)
+
+        return in_chunks(of_all, len(lexicon.codes), prepared.query, *given)

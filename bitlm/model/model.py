@@ -1,5 +1,6 @@
 """BitLM: a Qwen3 backbone over blocks of m tokens with the diffusion head or, as the baseline, a vocabulary softmax."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -14,27 +15,29 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from bitlm.codes import signs
-from bitlm.diffusion.loss import Objective, bit_loss
+from bitlm.config.stages import Loss
+from bitlm.diffusion.loss import bit_loss
 from bitlm.diffusion.noise import Noise, block_noise
 from bitlm.diffusion.process import corrupt
 from bitlm.errors import ArtifactError, ConfigError
 from bitlm.model.backbone import positions, training_mask
+from bitlm.model.codebook import last_vector
 from bitlm.model.config import BitLMConfig
 from bitlm.model.generation import GenerateOutput, generate
-from bitlm.model.head import DiffusionHead
+from bitlm.model.head import DiffusionHead, Prepared
 
 
 @dataclass
 class BitLMOutput(ModelOutput):
     """``loss`` = ``loss_sum`` / ``loss_count`` (0 without loss blocks). The sum runs over the loss blocks of the call,
-    each the mean over its noise draws, and the count is their number: summing both over micro-batches and ranks
-    combines them exactly. ``block_loss`` [b, N, draws] (draws = 1 for the LM head) is detached and 0 outside the loss
-    blocks, which ``in_loss`` [b, N] marks."""
+    each the mean over its slots and noise draws, and the count is their number: summing both over micro-batches and
+    ranks combines them exactly. ``slot_loss`` [b, N, draws, m] (draws = m = 1 for the LM head) is detached and 0
+    outside the loss blocks, which ``in_loss`` [b, N] marks."""
 
     loss: Tensor | None = None
     loss_sum: Tensor | None = None
     loss_count: Tensor | None = None
-    block_loss: Tensor | None = None
+    slot_loss: Tensor | None = None
     in_loss: Tensor | None = None
 
 
@@ -65,6 +68,9 @@ class BitLMForCausalLM(PreTrainedModel):
         super().__init__(config)
         self.model = Qwen3Model(config.backbone())
         self.start_block = nn.Parameter(torch.empty(config.block_size, config.hidden_size))
+        self.slot_embedding = None
+        if config.slot_embedding:
+            self.slot_embedding = nn.Parameter(torch.empty(config.block_size, config.hidden_size))
         self.head = DiffusionHead(config) if config.head == "diffusion" else LanguageModelHead(config)
         self.post_init()
 
@@ -73,16 +79,24 @@ class BitLMForCausalLM(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         """Backbone and learned vectors: normal with ``initializer_range``, as Qwen3. Head: as BitDance (Xavier-uniform
-        matrices, zero modulation and output)."""
+        matrices, zero modulation and output). What the direct path and the codebook read from C starts from nothing,
+        but for the codebook's query: the last vector before the block, which knows most."""
         super()._init_weights(module)
         std = self.config.initializer_range
         if module is self:
             init.normal_(self.start_block, std=std)
+            if self.slot_embedding is not None:
+                init.zeros_(self.slot_embedding)
         elif isinstance(module, DiffusionHead):
             for linear in (part for part in module.modules() if isinstance(part, nn.Linear)):
                 init.xavier_uniform_(linear.weight)
             for linear in (*module.modulations, module.final_modulation, module.output):
                 init.zeros_(linear.weight)
+            if module.prior is not None:
+                init.zeros_(module.prior.weight)
+            if module.codebook is not None:
+                init.copy_(module.codebook.query.weight, last_vector(*module.null_context.shape))
+                init.constant_(module.codebook.log_unigram, -math.log(self.config.vocab_size))
             for vectors in (module.null_context, module.slot_embedding, module.time[0].weight, module.time[2].weight):
                 init.normal_(vectors, std=std)
 
@@ -106,6 +120,26 @@ class BitLMForCausalLM(PreTrainedModel):
             raise ArtifactError(f"{folder}: tensor {name} has shape {tuple(stored)}, the model needs {tuple(expected)}")
         return model
 
+    def set_unigram(self, counts: Tensor) -> None:
+        """Tell the codebook how often each of the V tokens occurs, counts [V]. To be done before training.
+
+        Raises ConfigError for a head without a codebook, or counts of another vocabulary.
+        """
+        if not self.config.has_codebook:
+            raise ConfigError("this model's head has no codebook, so it has no use for unigram counts")
+        self.head.codebook.set_unigram(counts)
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """ids [b, L] → what the backbone is fed, [b, L, D]; L is a whole number of blocks."""
+        embedded = self.model.embed_tokens(input_ids)
+        if self.slot_embedding is None:
+            return embedded
+        return embedded + self.slot_embedding.repeat(input_ids.shape[1] // self.config.block_size, 1)
+
+    def prepare(self, context: Tensor) -> Prepared:
+        """C [n, m, D] → what the diffusion head computes of it once, to train on."""
+        return self.head.prepare(context, self.model.embed_tokens.weight)
+
     def context(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """ids [b, L] → C [b, N, m, D]: entry n is all that the head may know when it realizes block n.
 
@@ -116,7 +150,7 @@ class BitLMForCausalLM(PreTrainedModel):
         m = self.config.block_size
         if L == 0 or L % m:
             raise ConfigError(f"a sequence of {L} tokens is not a whole number of blocks of {m}")
-        embedded = self.model.embed_tokens(input_ids[:, : L - m])
+        embedded = self.embed(input_ids[:, : L - m])
         fed = torch.cat([self.start_block.expand(b, -1, -1), embedded], dim=1)  # [b, L, D]
         visible = position_ids = None
         if attention_mask is not None:
@@ -137,7 +171,7 @@ class BitLMForCausalLM(PreTrainedModel):
         labels: Tensor | None = None,
         noise: Noise | None = None,
         loss_blocks: Tensor | None = None,
-        objective: Objective | None = None,
+        objective: Loss | None = None,
     ) -> BitLMOutput:
         """The training loss of ids [b, L] in one teacher-forced pass; the targets are the ids themselves.
 
@@ -154,11 +188,11 @@ class BitLMForCausalLM(PreTrainedModel):
         else:
             context, targets = context.flatten(0, 1), targets.flatten(0, 1)  # [n, m, D], [n, m]
         if self.config.head == "lm":
-            losses = self.token_nll(context, targets).view(-1, 1)
+            losses = self.token_nll(context, targets)[:, None]  # [n, draws = 1, m = 1]
         else:
             noise = (noise or self._fresh_noise(b, N)).to(context.device)
             noise = Noise(*(x.flatten(0, 1) if chosen is None else x[chosen] for x in (noise.eps, noise.t, noise.drop)))
-            losses = self._bit_losses(context, targets, noise, objective or self.config.loss)  # [n, draws]
+            losses = self._slot_losses(context, targets, noise, objective or self.config.loss)  # [n, draws, m]
         return _collect(losses, chosen, (b, N))
 
     def token_nll(self, context: Tensor, targets: Tensor) -> Tensor:
@@ -166,16 +200,19 @@ class BitLMForCausalLM(PreTrainedModel):
         logits = self.head(context, self.model.embed_tokens.weight)
         return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
 
-    def _bit_losses(self, context: Tensor, targets: Tensor, noise: Noise, objective: Objective) -> Tensor:
-        """C [n, m, D], ids [n, m], noise of the same n blocks → loss per block and draw [n, draws]."""
+    def _slot_losses(self, context: Tensor, targets: Tensor, noise: Noise, objective: Loss) -> Tensor:
+        """C [n, m, D], ids [n, m], noise of the same n blocks → loss per block, draw and slot [n, draws, m]."""
         draws = noise.t.shape[1]
         clean = signs(targets, self.config.num_bits)[:, None]  # [n, 1, m, B]
-        t = noise.t[..., None, None]  # [n, draws, 1, 1]
-        noisy = corrupt(clean, noise.eps, t)  # [n, draws, m, B]
+        noisy = corrupt(clean, noise.eps, noise.t[..., None])  # [n, draws, m, B]
         context = torch.where(noise.drop[:, None, None], self.head.null_context.to(context.dtype), context)
-        condition = self.head.condition(context)[:, None].expand(-1, draws, -1, -1)  # [n, draws, m, H]
-        logits = self.head(noisy.flatten(0, 1), noise.t.view(-1, 1), condition.flatten(0, 1)).view(noisy.shape)
-        return bit_loss(logits, clean, t, objective, self.config.t_min)
+        prepared = self.prepare(context).repeat(draws)
+        inputs = noisy.flatten(0, 1), noise.t.flatten(0, 1), prepared
+        if objective == "token":
+            targets = targets.repeat_interleave(draws, dim=0)
+            return self.head.token_nll(*inputs, targets).view(noisy.shape[:-1])
+        logits = self.head(*inputs).view(noisy.shape)
+        return bit_loss(logits, clean, noise.t[..., None], objective, self.config.t_min)
 
     def _loss_blocks(
         self, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor | None, loss_blocks: Tensor | None
@@ -220,18 +257,17 @@ class BitLMForCausalLM(PreTrainedModel):
 
 
 def _collect(losses: Tensor, chosen: Tensor | None, shape: tuple[int, int]) -> BitLMOutput:
-    """Losses [n, draws] of the chosen blocks → sums and the full grid."""
-    draws = losses.shape[1]
+    """Losses [n, draws, m] of the chosen blocks → sums and the full grid."""
     if chosen is None:
         chosen = torch.ones(shape, dtype=torch.bool, device=losses.device)
-        grid = losses.detach().view(*shape, draws)
+        grid = losses.detach().view(*shape, *losses.shape[1:])
     else:
-        grid = losses.new_zeros(*shape, draws)
+        grid = losses.new_zeros(*shape, *losses.shape[1:])
         grid[chosen] = losses.detach()
-    total = losses.mean(dim=1).sum()
+    total = losses.mean(dim=(1, 2)).sum()
     count = torch.tensor(len(losses), device=losses.device)
     loss = total / count.clamp(min=1)
-    return BitLMOutput(loss=loss, loss_sum=total, loss_count=count, block_loss=grid, in_loss=chosen)
+    return BitLMOutput(loss=loss, loss_sum=total, loss_count=count, slot_loss=grid, in_loss=chosen)
 
 
 AutoConfig.register("bitlm", BitLMConfig)

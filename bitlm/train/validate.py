@@ -27,30 +27,32 @@ def validate(model: BitLMForCausalLM, batches: Batches, config: TrainConfig) -> 
     fed = own + [0] * (-(-count // world) - len(own))
     results = _nats(model, batches, fed, config)[: len(own)]
     everywhere = sorted(each for part in ranks.gather(list(zip(own, results, strict=True))) for each in part)
-    nats = torch.tensor([total for _, (total, _) in everywhere], dtype=torch.float64)
-    tokens = torch.tensor([number for _, (_, number) in everywhere])
-    found = combine(nats, tokens)
+    nats = torch.tensor([totals for _, (totals, _) in everywhere], dtype=torch.float64)
+    blocks = torch.tensor([number for _, (_, number) in everywhere])
+    found = combine(nats, blocks)
     figures: dict[str, Any] = {
         "validation_nats_per_token": found.mean,
         "validation_standard_error": found.stderr if math.isfinite(found.stderr) else None,
     }
+    if len(found.slots) > 1:
+        figures["validation_nats_per_slot"] = [slot.mean for slot in found.slots]
     if batches.bytes_per_token is not None:
-        figures["bits_per_byte"] = found.mean / math.log(2) / batches.bytes_per_token
+        figures["bits_per_byte"] = found.bits_per_byte(batches.bytes_per_token)
     return figures
 
 
 def _nats(
     model: BitLMForCausalLM, batches: Batches, indices: list[int], config: TrainConfig
-) -> list[tuple[float, int]]:
-    """Per sequence: nats over its loss tokens, and their number."""
+) -> list[tuple[list[float], int]]:
+    """Per sequence: nats of each slot over its loss blocks, and their number."""
     device = next(model.parameters()).device
     size = config.execution.micro_batch_size or config.batch_size // ranks.world()
     results = []
     for start in range(0, len(indices), size):
         batch = batches.validation(indices[start : start + size]).to(device)
         with precision_context(device, config):
-            nats, tokens = validation_nats(
+            nats, blocks = validation_nats(
                 model, batch.input_ids, batch.attention_mask, batch.loss_blocks, SEED, batch.indices
             )
-        results += zip(nats.tolist(), tokens.tolist(), strict=True)
+        results += zip(nats.tolist(), blocks.tolist(), strict=True)
     return results

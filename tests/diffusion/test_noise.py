@@ -18,7 +18,7 @@ def test_a_sequences_noise_does_not_depend_on_its_batch() -> None:
     diffusion = DiffusionConfig(noise_draws=3, condition_dropout=0.5)
     batch = block_noise(1, [9, 4, 700_000_000_000], [0, 2, 1], diffusion=diffusion, **SHAPE)
     assert batch.eps.shape == (3, 6, 3, 4, 11)
-    assert batch.t.shape == (3, 6, 3)
+    assert batch.t.shape == (3, 6, 3, 1)
     assert batch.drop.shape == (3, 6)
     assert (batch.eps.dtype, batch.t.dtype, batch.drop.dtype) == (torch.float32, torch.float32, torch.bool)
     for row, (index, epoch) in enumerate([(9, 0), (4, 2), (700_000_000_000, 1)]):

@@ -30,11 +30,11 @@ def loss_by_hand(model: BitLMForCausalLM, ids: torch.Tensor, noise: Noise, row: 
         context = model.head.null_context
     total = count = 0
     for draw in range(noise.t.shape[2]):
-        t = noise.t[row, n, draw].item()
+        t = noise.t[row, n, draw, 0].item()
         clean = [[2 * int(bit) - 1 for bit in format(int(token), "06b")] for token in ids[row, 4 * n : 4 * n + 4]]
         clean = torch.tensor(clean, dtype=torch.float32)
         noisy = (1 - t) * clean + t * noise.eps[row, n, draw]
-        logits = model.head(noisy[None], torch.tensor([[t]]), model.head.condition(context[None]))[0]
+        logits = model.head(noisy[None], torch.tensor([[t]]), model.prepare(context[None]))[0]
         for logit, bit in zip(logits.flatten().tolist(), clean.flatten().tolist(), strict=True):
             p = 1 / (1 + math.exp(-logit))
             error = (2 * p - 1) - bit
@@ -56,7 +56,7 @@ def test_loss_is_the_hand_loop(build: Build, objective: str) -> None:
     by_hand = [[loss_by_hand(model, ids, noise, row, n, objective) for n in range(4)] for row in range(2)]
     expected = torch.tensor(by_hand)
     output = model(ids, noise=noise)
-    torch.testing.assert_close(output.block_loss.mean(-1), expected, rtol=2e-3, atol=1e-5)
+    torch.testing.assert_close(output.slot_loss.mean((-2, -1)), expected, rtol=2e-3, atol=1e-5)
     assert output.loss_count == 8
     assert output.loss_sum.item() == pytest.approx(expected.sum().item(), rel=1e-3)
     assert output.loss.item() == pytest.approx(expected.mean().item(), rel=1e-3)
@@ -68,7 +68,7 @@ def test_only_chosen_blocks_count_and_micro_batches_add_up(build: Build) -> None
     full = model(ids, noise=noise)
     chosen = torch.tensor([[0, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]]).bool()
     output = model(ids, noise=noise, loss_blocks=chosen)
-    torch.testing.assert_close(output.block_loss, full.block_loss * chosen[..., None], rtol=0, atol=1e-4)
+    torch.testing.assert_close(output.slot_loss, full.slot_loss * chosen[..., None, None], rtol=0, atol=1e-4)
     assert output.loss_count == 6
     labels = ids.masked_fill(~chosen.repeat_interleave(4, dim=1), -100)
     labels[0, 0] = 7  # part of a block is not a block
@@ -113,7 +113,7 @@ def test_lm_loss_is_cross_entropy_over_the_real_ids(build: Build, tied: bool) ->
             scores = [float(hidden[row, i] @ weight[token].double()) for token in range(50)]  # rows 50.. are filling
             expected[row, i] = math.log(sum(map(math.exp, scores))) - scores[ids[row, i]]
     output = model(ids)
-    torch.testing.assert_close(output.block_loss[..., 0].double(), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(output.slot_loss[..., 0, 0].double(), expected, rtol=0, atol=1e-5)
     assert output.loss.item() == pytest.approx(expected.mean().item(), abs=1e-5)
 
 
