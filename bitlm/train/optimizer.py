@@ -1,11 +1,17 @@
-"""AdamW with decay on matrices only, and a linear warm-up followed by a cosine."""
+"""AdamW, or Muon beside it, with decay on matrices only, and a linear warm-up followed by a cosine."""
 
 import math
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bitlm.config import TrainConfig
+from bitlm.train.muon import Muon
+
+# First and last maps of the heads: their columns or rows stand for bits or tokens, as those of an embedding.
+OUTER = ("head.input", "head.output")
+SHARE = "share"  # of a parameter group: its learning rate in units of AdamW's
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -18,21 +24,62 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.learning_rate * ratio
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+class Together(torch.optim.Optimizer):
+    """Several optimizers, each with its own parameters, as one: with their groups and one state."""
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self._parts = parts
+        for part in parts:
+            part.state = self.state
+
+    def step(self, closure: None = None) -> None:
+        for part in self._parts:
+            part.step()
+
+
+def decay_groups(parameters: Iterable[Tensor], weight_decay: float) -> list[dict]:
     """Matrices (embeddings included) decay; vectors, such as norm weights and biases, do not."""
-    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    trained = [p for p in parameters if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def hidden_matrices(model: nn.Module) -> list[Tensor]:
+    """What Muon is for: the matrices of linear maps between hidden vectors. Embeddings, learned vectors and the heads'
+    first and last maps are left to AdamW."""
+    return [
+        module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name not in OUTER and module.weight.requires_grad
+    ]
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    groups = decay_groups(model, config.weight_decay)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+    """``config.optimizer``: AdamW for all, or Muon for the hidden matrices and AdamW for the rest."""
+    betas = config.beta1, config.beta2
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(_groups(model.parameters(), config), lr=config.learning_rate, betas=betas, fused=True)
+    hidden = hidden_matrices(model)
+    taken = set(hidden)
+    rest = _groups((p for p in model.parameters() if p not in taken), config)
+    muon = [{"params": hidden, SHARE: config.muon_learning_rate / config.learning_rate}]
+    return Together([
+        Muon(muon, lr=config.muon_learning_rate, weight_decay=config.weight_decay),
+        torch.optim.AdamW(rest, lr=config.learning_rate, betas=betas, fused=True),
+    ])  # fmt: skip
+
+
+def _groups(parameters: Iterable[Tensor], config: TrainConfig) -> list[dict]:
+    return [group | {SHARE: 1.0} for group in decay_groups(parameters, config.weight_decay)]
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """``rate`` is that of AdamW; Muon's keeps its ratio to it."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group[SHARE]
 
 
 def materialize(optimizer: torch.optim.Optimizer) -> None:

@@ -26,7 +26,7 @@ def test_learning_rate_without_warmup_and_with_nothing_but_warmup() -> None:
 @pytest.mark.parametrize("head", ["diffusion", "lm"])
 def test_matrices_decay_and_vectors_do_not(head: str) -> None:
     model = toy_model(head)
-    decayed, spared = decay_groups(model, 0.1)
+    decayed, spared = decay_groups(model.parameters(), 0.1)
     names = {parameter: name for name, parameter in model.named_parameters()}
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
     assert all(name.endswith(("norm.weight", "bias")) for name in map(names.get, spared["params"]))
@@ -46,11 +46,12 @@ def test_decay_shrinks_matrices_only() -> None:
         torch.testing.assert_close(parameter.detach(), expected)
 
 
-def test_materialize_moves_nothing() -> None:
+@pytest.mark.parametrize("optimizer_name", ["adamw", "muon"])
+def test_materialize_moves_nothing(optimizer_name: str) -> None:
     model = toy_model("diffusion")
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    optimizer = make_optimizer(model, CONFIG)
+    optimizer = make_optimizer(model, CONFIG.model_copy(update={"optimizer": optimizer_name}))
     materialize(optimizer)
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
     assert len(optimizer.state) == len(before)
-    assert {group["lr"] for group in optimizer.param_groups} == {2.0}
+    assert {group["lr"] for group in optimizer.param_groups} == ({2.0} if optimizer_name == "adamw" else {2.0, 0.02})

@@ -114,6 +114,19 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "out" / "model" / "model.safetensors")
 
 
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in metrics(folder) if "loss" in line]
+
+
+def validations(folder: Path) -> list[float]:
+    return [line["validation_nats_per_token"] for line in metrics(folder) if "loss" not in line]
+
+
+def same(a: Path, b: Path) -> bool:
+    left, right = weights(a), weights(b)
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
 def stop_at(step: int) -> Callable[[dict[str, Any]], None]:
     """A report that kills the training when it hears of ``step``."""
 
