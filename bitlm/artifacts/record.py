@@ -21,7 +21,7 @@ from bitlm.storage import redact
 
 SCHEMA_VERSION = 1
 RECORD_FILE = "artifact.json"
-PACKAGES = ("torch", "transformers", "tokenizers", "ray", "prefect", "pyarrow", "numpy", "rouge-score")
+PACKAGES = ("torch", "transformers", "tokenizers", "fastokens", "ray", "prefect", "pyarrow", "numpy", "rouge-score")
 _SECRET_NAME = re.compile(r"(?i)((key|token|password|passwd|credentials?|signature|sig)$)|secret")
 _URL_SECRET = re.compile(
     r"(?i)\w+://[^/\s@]*:[^/\s@]*@|[?&][\w-]*(key|token|secret|password|credential|signature|sig)="

@@ -14,7 +14,9 @@ from bitlm.artifacts.record import Record
 from bitlm.artifacts.store import Store
 from bitlm.config.stages import Frozen
 from bitlm.data.docstrings import STANDARD, Docstring
-from bitlm.data.rows import derived_id, jsonl_objects, open_parquet, read_rows
+from bitlm.data.jsonl import jsonl_objects
+from bitlm.data.parquet import open_parquet
+from bitlm.data.rows import derived_id, read_rows
 from bitlm.data.sources import SourceFile, check_unchanged
 from bitlm.data.splits import digest
 from bitlm.errors import SourceError

@@ -14,7 +14,7 @@ from bitlm.artifacts.record import Record
 from bitlm.artifacts.store import Store
 from bitlm.data.corpus import SUMMARY_SCHEMA, Summaries, TextFile, load_corpus, locate, parquet_bytes, write_owned
 from bitlm.data.docstrings import english_score, normalized
-from bitlm.data.rows import open_parquet
+from bitlm.data.parquet import open_parquet
 from bitlm.data.splits import digest, fraction
 from bitlm.errors import SourceError
 

@@ -1,7 +1,6 @@
 """The tokenizer artifact: byte-level BPE trained here, or a ready ``tokenizer.json``."""
 
 import hashlib
-import json
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from bitlm.artifacts.record import Record
 from bitlm.artifacts.store import Store
 from bitlm.config import TokenizerConfig
 from bitlm.config.stages import Frozen
+from bitlm.data.engine import without_added_tokens
 from bitlm.data.sources import HUB, hub_commit
 from bitlm.errors import ConfigError, SourceError
 
@@ -43,7 +43,7 @@ class TextTokenizer:
     def __init__(self, data: bytes, info: TokenizerInfo) -> None:
         self.info = info
         self._full = parse(data, TOKENIZER_FILE)
-        self._plain = _plain(data)
+        self._plain = Tokenizer.from_str(without_added_tokens(data))
 
     @classmethod
     def load(cls, folder: str | Path) -> "TextTokenizer":
@@ -136,11 +136,3 @@ def describe(data: bytes, config: TokenizerConfig) -> TokenizerInfo:
         pad_id=vocabulary.get(PAD_TOKEN, end_id),
         end_token=config.end_token,
     )
-
-
-def _plain(data: bytes) -> Tokenizer:
-    """The tokenizer without its added tokens. The library's ``encode_special_tokens`` would not do: it concerns only
-    the tokens that are marked special, and Qwen3's ``<think>`` is not."""
-    description = json.loads(data)
-    description |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
-    return Tokenizer.from_str(json.dumps(description))

@@ -1,0 +1,61 @@
+"""Checked rows of text: each holds either a usable text or says why it does not.
+
+Text stays in Arrow's buffers; a Python object is made only for a row that is not usable.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from bitlm import storage
+from bitlm.errors import SourceError
+
+BATCH_BYTES = 8 * 2**20  # of text in a batch, or one row that is longer
+STREAM_BYTES = 4 * 2**20  # asked for at a time when a file is streamed
+NO_TEXT, EMPTY_TEXT, INVALID_UNICODE = "no_text", "empty_text", "invalid_unicode"
+NOT_TEXT, INVALID_JSON = "not_text", "invalid_json"
+
+
+class Fault(NamedTuple):
+    """Why a row is unusable, and what can be shown of it."""
+
+    reason: str
+    shown: str | None
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """n rows of a file, in order.
+
+    ``rows`` int64 [n], their 0-based numbers in the file; ``ids`` strings, null where a row has none; ``texts`` large
+    strings, null where a row is unusable; ``faults`` by place in the batch.
+    """
+
+    rows: np.ndarray
+    ids: pa.StringArray
+    texts: pa.LargeStringArray
+    faults: dict[int, Fault]
+
+    def views(self) -> list[memoryview]:
+        """The UTF-8 bytes of each text, not copied; none where a row is unusable."""
+        bounds, view = text_bounds(self.texts).tolist(), memoryview(self.texts.buffers()[2] or b"")
+        return [view[start:end] for start, end in pairwise(bounds)]
+
+    def strings(self) -> np.ndarray:
+        """str objects [n], None where a row is unusable."""
+        return self.texts.to_numpy(zero_copy_only=False)
+
+
+def text_bounds(texts: pa.Array) -> np.ndarray:
+    """Byte offsets int64 [n + 1] of large strings or large binary values."""
+    offsets = np.frombuffer(texts.buffers()[1], np.int64)
+    return offsets[texts.offset : texts.offset + len(texts) + 1]
+
+
+def damaged(url: str, row: int | None, error: Exception) -> SourceError:
+    where = "" if row is None else f" at row {row}"
+    told = str(error).strip().split("\n", 1)[0]
+    return SourceError(f"{storage.redact(url)} is damaged{where} ({told}): fetch it again, or leave it out")
