@@ -1,13 +1,13 @@
 """The pipeline as a list of steps: what each stage computes, from which inputs, under which name. Nothing runs here."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from bitlm.artifacts.record import Record, fingerprint
 from bitlm.config import Head, PipelineConfig
-from bitlm.data import sources
+from bitlm.data import sources, weights
 from bitlm.errors import ConfigError
 
 STAGES = ("corpus", "tokenizer", "tokens", "pretrain", "finetune", "evaluate", "report")
@@ -53,19 +53,27 @@ def steps(config: PipelineConfig, given: Mapping[str, Record] | None = None) -> 
     Raises SourceError where a configured source is missing, before any work.
     """
     given = given or {}
+    assert _init_kind(config) != "artifact" or "init" in given, "init_records tells the artifact of pretrain.init_from"
     corpus = _corpus(config)
     tokenizer = _tokenizer(config, corpus, given)
     tokens = _step("tokens", config.corpus.name, config.tokens, given, corpus=corpus, tokenizer=tokenizer)
     made = [corpus, tokenizer, tokens]
     evaluations = [_lead(config, corpus, given)]
+    pretrained = _pretrained(config, tokens, tokenizer, given)
     trained = []
     for head in config.pretrain.heads:
-        pretrain = _pretrain(config, head, tokens, tokenizer, given)
+        pretrain = pretrained[head]
         finetune = _finetune(config, head, pretrain, corpus, tokenizer, given)
         trained += [pretrain, finetune]
         for model, training in ((pretrain, "pretrained"), (finetune, "finetuned")):
             evaluations.append(_evaluate(config, f"{head}-{training}", model, corpus, tokenizer, given))
-    return [*made, *trained, *evaluations, _report(config, evaluations, trained, tokens)]
+    finetuned = [step for step in trained if step.stage == "finetune"]
+    return [*made, *pretrained.values(), *finetuned, *evaluations, _report(config, evaluations, trained, tokens)]
+
+
+def init_records(config: PipelineConfig, load: Callable[[str], Record]) -> dict[str, Record]:
+    """What ``steps`` is given for the role ``init`` where ``pretrain.init_from`` is an artifact's id."""
+    return {"init": load(config.pretrain.init_from)} if _init_kind(config) == "artifact" else {}
 
 
 def select(all_steps: list[Step], stages: list[str], given: Mapping[str, Record], upstream: bool) -> list[Step]:
@@ -127,13 +135,36 @@ def _tokenizer(config: PipelineConfig, corpus: Step, given: Mapping[str, Record]
     return _make("tokenizer", config.corpus.name, {**identity, **sources.tokenizer_state(section)}, None, given)
 
 
-def _pretrain(config: PipelineConfig, head: Head, tokens: Step, tokenizer: Step, given: Mapping[str, Record]) -> Step:
-    model = config.model.model_dump(
-        mode="json", exclude={"scale"} if head == "diffusion" else {"scale", "head", "block_size", "slot_embedding"}
-    )
+def _pretrained(config: PipelineConfig, tokens: Step, tokenizer: Step, given: Mapping[str, Record]) -> dict[Head, Step]:
+    """The pretraining of each head, the LM head's first where the other one starts from it, even if only for that."""
+    heads = config.pretrain.heads
+    start = given.get("init")
+    if start is not None and start.stage != "pretrain":
+        raise ConfigError(f"init = {start.id}: training starts from a pretrain artifact")
+    if _init_kind(config) == "lm" and start is None and "diffusion" in heads:
+        lm = _pretrain(config, "lm", tokens, tokenizer, given, None)
+        return {"lm": lm, "diffusion": _pretrain(config, "diffusion", tokens, tokenizer, given, lm)}
+    return {head: _pretrain(config, head, tokens, tokenizer, given, start) for head in heads}
+
+
+def _pretrain(
+    config: PipelineConfig, head: Head, tokens: Step, tokenizer: Step, given: Mapping[str, Record],
+    start: Step | Record | None,
+) -> Step:  # fmt: skip
+    excluded = {"scale"} if head == "diffusion" else {"scale", "head", "block_size", "slot_embedding"}
+    model = config.model.model_dump(mode="json", exclude=excluded)
     identity = {"head": head, "model": model, **config.pretrain.identity_for(head)}
+    del identity["init_from"]  # told by the input, or by what the checkpoint holds
+    if start is None and _init_kind(config) in ("hub", "folder"):
+        identity["init"] = weights.outside_state(config.pretrain.init_from)
     name = f"{config.model.scale}-{head}"
-    return _make("pretrain", name, identity, config.pretrain.execution, given, tokens=tokens, tokenizer=tokenizer)
+    made = _make("pretrain", name, identity, config.pretrain.execution, given, tokens=tokens, tokenizer=tokenizer)
+    return made if start is None else replace(made, inputs={**made.inputs, "init": start})
+
+
+def _init_kind(config: PipelineConfig) -> weights.Kind | None:
+    named = config.pretrain.init_from
+    return None if named is None else weights.kind(named)
 
 
 def _finetune(

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from bitlm.artifacts.store import Store
 from bitlm.config import PipelineConfig
 from bitlm.errors import ArtifactError, ConfigError
-from bitlm.steps import Step, select, steps
+from bitlm.steps import Step, init_records, select, steps
 from tasks import corpus, evaluate, finetune, pretrain, report, tokenizer, tokens
 from tasks.run import Verification, missing_input, open_run
 
@@ -23,7 +23,7 @@ TASKS = {
     "evaluate": evaluate.task,
     "report": report.task,
 }
-ROLES = ("corpus", "tokenizer", "tokens", "pretrain", "model")
+ROLES = ("corpus", "tokenizer", "tokens", "init", "pretrain", "model")
 
 
 def execute(
@@ -48,7 +48,7 @@ def chosen_steps(
         if role not in ROLES:
             raise ConfigError(f"--input {role}: no stage takes such an input; inputs: {', '.join(ROLES)}")
     given = {role: store.load(artifact_id) for role, artifact_id in (inputs or {}).items()}
-    return select(steps(config, given), list(stages), given, upstream)
+    return select(steps(config, init_records(config, store.load) | given), list(stages), given, upstream)
 
 
 def check(stages: Sequence[str], config: PipelineConfig, root: str, inputs: Inputs, upstream: bool) -> list[Step]:

@@ -1,17 +1,19 @@
 """The pretrain stage: a model of one head from token shards."""
 
 import json
+import os
 from typing import Any
 
 from bitlm.artifacts.record import Record
 from bitlm.artifacts.store import Store
 from bitlm.artifacts.work import Work
 from bitlm.config import PretrainConfig
+from bitlm.data import weights
 from bitlm.data.tokens import TOKENS_FILE
 from bitlm.errors import ConfigError
 from bitlm.steps import Step
 from tasks.run import Run, stage_task
-from tasks.setups import pretrain_setup
+from tasks.setups import Start, pretrain_setup
 from tasks.training import check_tokenizer, fit
 
 
@@ -23,9 +25,22 @@ def build(step: Step, run: Run, work: Work) -> dict[str, Any]:
     _check_enough(run.store, tokens, config)
     arguments = {
         "root": run.store.root, "tokens": tokens, "tokenizer": tokenizer, "head": step.identity["head"],
-        "model": run.config.model, "config": config,
+        "model": run.config.model, "config": config, "start": _start(step, run, tokenizer),
     }  # fmt: skip
     return fit(pretrain_setup, arguments, config, step, run, work)
+
+
+def _start(step: Step, run: Run, tokenizer: Record) -> Start | None:
+    if "init" in step.inputs:
+        made = run.input(step, "init")
+        check_tokenizer(made, tokenizer)
+        return Start(made.id, made, None)
+    if "init" not in step.identity:
+        return None
+    named = run.config.pretrain.init_from
+    # Workers have another working directory.
+    source = os.path.abspath(named) if weights.kind(named) == "folder" else named
+    return Start(source, None, step.identity["init"])
 
 
 def _check_enough(store: Store, tokens: Record, config: PretrainConfig) -> None:

@@ -1,23 +1,46 @@
 """What a worker trains, made in the worker from plain data. Workers load this module, so it needs no Prefect."""
 
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 import torch
 
 from bitlm.artifacts.record import Record
 from bitlm.artifacts.store import Store
 from bitlm.config import FinetuneConfig, Head, ModelConfig, PretrainConfig, PromptConfig
+from bitlm.data import weights
 from bitlm.data.loader import open_finetune, open_pretrain
 from bitlm.data.tokenizer import INFO_FILE, TOKENIZER_FILE, load_tokenizer
+from bitlm.data.tokens import TOKENS_FILE
+from bitlm.data.unigram import unigram_counts
 from bitlm.errors import ConfigError
 from bitlm.model.config import BitLMConfig
+from bitlm.model.initialize import take_backbone
 from bitlm.model.model import BitLMForCausalLM
 from bitlm.train.loop import Setup
 
 
+@dataclass(frozen=True)
+class Start:
+    """Weights to start from: a pretrain artifact, or a checkpoint elsewhere with the state that was told of it."""
+
+    source: str
+    record: Record | None
+    state: dict[str, Any] | None
+
+    def folder(self, store: Store) -> Path:
+        if self.record is not None:
+            return Path(store.checked_folder(self.record, "model"))
+        return weights.fetch(self.source, self.state)
+
+
 def pretrain_setup(
     root: str, tokens: Record, tokenizer: Record, head: Head, model: ModelConfig, config: PretrainConfig,
-    checkpoints: str, out: str,
+    start: Start | None, checkpoints: str, out: str,
 ) -> Setup:  # fmt: skip
-    """An untrained model of one head, and token shards."""
+    """A model of one head, untrained or with the backbone of ``start``, and token shards."""
     store = Store(root)
     info = load_tokenizer(store, tokenizer).info
     described = BitLMConfig.from_sections(
@@ -27,9 +50,20 @@ def pretrain_setup(
 
     def untrained() -> BitLMForCausalLM:
         torch.manual_seed(config.seed)
-        return BitLMForCausalLM(described)
+        made = BitLMForCausalLM(described)
+        if start is not None:
+            take_backbone(made, start.folder(store), start.source)
+        if head == "diffusion" and described.denoiser.startswith("codebook"):
+            made.set_unigram(_counts(store, tokens, described.vocab_size))
+        return made
 
     return Setup(config, untrained, open_pretrain(store, tokens, config), checkpoints, out, _beside(store, tokenizer))
+
+
+def _counts(store: Store, tokens: Record, vocab_size: int) -> torch.Tensor:
+    with open(store.checked(tokens, TOKENS_FILE), "rb") as file:
+        shards = json.load(file)["splits"]["train"]["shards"]
+    return unigram_counts((store.checked(tokens, shard["path"]) for shard in shards), vocab_size)
 
 
 def finetune_setup(

@@ -1,8 +1,9 @@
 import pytest
 
+from bitlm.artifacts.record import Record
 from bitlm.config import configure
-from bitlm.errors import ConfigError
-from bitlm.steps import STAGES, Step, select, steps
+from bitlm.errors import ConfigError, SourceError
+from bitlm.steps import STAGES, Step, init_records, select, steps
 
 
 def _by_key(*assignments: str) -> dict[str, Step]:
@@ -68,6 +69,65 @@ def test_selection_by_stage_and_with_what_it_needs():
         "tokens/tiny",
     ]
     assert select(everything, [], {}, upstream=True) == everything
+
+
+def _checkpoint(folder):
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+PLAIN = "pretrain.init_from=null"
+
+
+@pytest.mark.parametrize("heads", ['["diffusion", "lm"]', '["diffusion"]'])
+def test_the_diffusion_head_may_start_from_this_pipelines_lm_head(heads):
+    chosen = f"pretrain.heads={heads}"
+    plain, started = _by_key(PLAIN, chosen), _by_key("pretrain.init_from=lm", chosen)
+    lm, diffusion = started["pretrain/tiny-lm"], started["pretrain/tiny-diffusion"]
+    assert list(started).index("pretrain/tiny-lm") < list(started).index("pretrain/tiny-diffusion")
+    assert diffusion.inputs["init"] is lm
+    assert lm.fingerprint == _by_key(PLAIN)["pretrain/tiny-lm"].fingerprint
+    assert diffusion.fingerprint != plain["pretrain/tiny-diffusion"].fingerprint
+    assert diffusion.identity == plain["pretrain/tiny-diffusion"].identity
+    assert set(started) == set(plain) | {"pretrain/tiny-lm"}
+    other = _by_key("pretrain.init_from=lm", "pretrain.diffusion.noise_draws=2")
+    assert other["pretrain/tiny-lm"].fingerprint == lm.fingerprint
+
+
+def test_the_lm_head_ignores_its_own_name_as_a_start():
+    plain, started = (_by_key(given, 'pretrain.heads=["lm"]') for given in (PLAIN, "pretrain.init_from=lm"))
+    assert {key: step.fingerprint for key, step in started.items()} == {k: s.fingerprint for k, s in plain.items()}
+
+
+def test_a_given_artifact_is_the_start_of_both_heads():
+    record = Record.model_construct(id="pretrain/x@v1", stage="pretrain", identity={"head": "lm"}, fingerprint="0")
+    config = configure("tiny", ["pretrain.init_from=pretrain/x"])
+    loaded = []
+    found = init_records(config, lambda id: loaded.append(id) or record)
+    assert (found, loaded) == ({"init": record}, ["pretrain/x"])
+    by_id = {step.key: step for step in steps(config, found)}
+    by_input = steps(configure("tiny", ["pretrain.init_from=lm"]), {"init": record})
+    for step in by_input:
+        assert by_id[step.key].fingerprint == step.fingerprint
+        assert (step.inputs.get("init") is record) == (step.stage == "pretrain")
+    chosen = select(by_input, ["pretrain"], {"init": record}, upstream=False)
+    assert {step.key for step in chosen} == {"pretrain/tiny-lm", "pretrain/tiny-diffusion"}
+    with pytest.raises(ConfigError, match=r"init = finetune/x@v1: training starts from a pretrain artifact"):
+        steps(config, {"init": record.model_copy(update={"id": "finetune/x@v1", "stage": "finetune"})})
+
+
+def test_a_checkpoint_elsewhere_counts_by_its_content(tmp_path):
+    here, there = _checkpoint(tmp_path / "here"), _checkpoint(tmp_path / "there")
+    plain, first, second = (_by_key(given) for given in (PLAIN, *(f"pretrain.init_from={f}" for f in (here, there))))
+    for key in ("pretrain/tiny-lm", "pretrain/tiny-diffusion"):
+        assert first[key].fingerprint == second[key].fingerprint != plain[key].fingerprint
+    (there / "model.safetensors").write_bytes(b"other weights")
+    changed = _by_key(f"pretrain.init_from={there}")
+    assert changed["pretrain/tiny-lm"].fingerprint != first["pretrain/tiny-lm"].fingerprint
+    with pytest.raises(SourceError, match=r"nowhere/config\.json is missing"):
+        _by_key(f"pretrain.init_from={tmp_path}/nowhere")
 
 
 class _Record:

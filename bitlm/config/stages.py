@@ -149,10 +149,12 @@ class TrainConfig(StageConfig):
     execution: TrainExecution = TrainExecution()
 
     def identity_for(self, head: Head) -> dict[str, Any]:
-        """The identity for one head; diffusion settings do not concern the LM head."""
+        """The identity for one head, without settings that do not concern it or its optimizer."""
         identity = self.identity()
         if head == "lm":
             del identity["diffusion"]
+        if self.optimizer == "adamw":
+            del identity["muon_learning_rate"]
         return identity
 
 
