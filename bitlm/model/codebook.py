@@ -11,6 +11,7 @@ chunks that the backward pass computes again. A sampler keeps the likeliest toke
 Shapes: n blocks, m slots, k = n·m slots in a row, c tokens of choice, B bits, D backbone width, R columns of R.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -144,8 +145,14 @@ def log_odds_of_bits(choice: Choice, log_odds: Tensor, answer: Tensor | None = N
 
 
 def nll(choice: Choice, log_odds: Tensor, answer: Tensor, targets: Tensor) -> Tensor:
-    """-log p of token ids [k] among all V tokens, nats [k]."""
-    return F.cross_entropy(choice.scores(log_odds, answer), targets, reduction="none")
+    """-log p of token ids [...] among all V tokens, nats [...]."""
+    scores = choice.scores(log_odds, answer)
+    return F.cross_entropy(scores.flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
+
+
+def fits(slots: Tensor, width: int) -> bool:
+    """Whether ``width`` scores for every slot of [n, m, ...] may be held at once."""
+    return math.prod(slots.shape[:2]) * width <= CHUNK
 
 
 def in_chunks(function: Callable[..., Tensor], width: int, *given: Tensor) -> Tensor:
@@ -153,9 +160,9 @@ def in_chunks(function: Callable[..., Tensor], width: int, *given: Tensor) -> Te
     scores each. The backward pass computes every chunk again, if there is more than one."""
     shape = given[0].shape[:2]
     flat = [tensor.flatten(0, 1) for tensor in given]
-    size = max(1, CHUNK // width)
-    if len(flat[0]) <= size:
+    if fits(given[0], width):
         return function(*flat).unflatten(0, shape)
+    size = max(1, CHUNK // width)
     parts = []
     for start in range(0, len(flat[0]), size):
         chunk = [tensor[start : start + size] for tensor in flat]

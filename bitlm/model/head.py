@@ -14,7 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitlm.diffusion.process import matched_filter
-from bitlm.model.codebook import Choice, Codebook, Lexicon, among, in_chunks, likeliest, log_odds_of_bits, mean_row, nll
+from bitlm.model.codebook import (
+    Choice,
+    Codebook,
+    Lexicon,
+    among,
+    fits,
+    in_chunks,
+    likeliest,
+    log_odds_of_bits,
+    mean_row,
+    nll,
+)
 from bitlm.model.config import BitLMConfig
 
 LAYERS_PER_MODULATION = 3
@@ -63,8 +74,8 @@ class Prepared:
     """What the head computes from C alone, once for all steps of n blocks.
 
     ``condition`` [n, m, H] is the adaptive norm's input without the part of t, ``prior`` [n, m, B] float32 the bits'
-    log-odds on the direct context path, ``query`` [n, m, D] and ``lexicon`` what the codebook needs in training, and
-    ``choice`` what it needs in sampling. None: this head has no such thing.
+    log-odds on the direct context path. For the codebook: ``query`` [n, m, D] and ``lexicon``, or the ``choice`` that
+    follows from them where it is small or cut down to the likeliest tokens. None: this head has no such thing.
     """
 
     condition: Tensor
@@ -75,23 +86,25 @@ class Prepared:
 
     def index(self, rows: Tensor) -> "Prepared":
         """The blocks at these places [n'] (int64)."""
-        return self._map(lambda tensor: tensor[rows])
+        return self.map(lambda tensor: tensor[rows])
 
     def repeat(self, times: int) -> "Prepared":
         """Every block so often in a row."""
-        return self._map(lambda tensor: tensor.repeat_interleave(times, dim=0))
+        return self.map(lambda tensor: tensor.repeat_interleave(times, dim=0))
 
     def cat(self, other: "Prepared") -> "Prepared":
         """These blocks and then the others, prepared in the same way."""
-        others = other._tensors()
-        return self._map(lambda tensor: torch.cat([tensor, next(others)]))
+        others = other.tensors()
+        return self.map(lambda tensor: torch.cat([tensor, next(others)]))
 
-    def _tensors(self) -> Iterator[Tensor]:
+    def tensors(self) -> Iterator[Tensor]:
+        """Those that belong to blocks, in the order of ``map``."""
         found: list[Tensor] = []
-        self._map(lambda tensor: found.append(tensor) or tensor)
+        self.map(lambda tensor: found.append(tensor) or tensor)
         return iter(found)
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> "Prepared":
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Prepared":
+        """``change`` every tensor that belongs to blocks; what all blocks share stays."""
         own = (None if tensor is None else change(tensor) for tensor in (self.condition, self.prior, self.query))
         return Prepared(*own, self.lexicon, None if self.choice is None else self.choice.map(change))
 
@@ -128,6 +141,12 @@ class DiffusionHead(nn.Module):
 
     def prepare(self, context: Tensor, embedding: Tensor) -> Prepared:
         """C [n, m, D] and the backbone's embedding matrix [rows, D] → for n blocks, to train on."""
+        prepared = self._prepare(context, embedding)
+        if self.codebook is None or not fits(prepared.query, self.codebook.vocab_size):
+            return prepared
+        return replace(prepared, choice=prepared.lexicon.choice(prepared.query))
+
+    def _prepare(self, context: Tensor, embedding: Tensor) -> Prepared:
         prior = query = lexicon = None
         if self.prior is not None:
             prior = self.prior(context.flatten(1)).float().view(*context.shape[:2], -1)
@@ -145,8 +164,8 @@ class DiffusionHead(nn.Module):
         Of a large vocabulary the codebook keeps the ``codebook_candidates`` tokens per slot that are likeliest given C,
         the same for both branches; p is exact among them.
         """
-        prepared = self.prepare(context, embedding)
-        null = self.prepare_null(embedding).repeat(len(context)) if guided else None
+        prepared = self._prepare(context, embedding)
+        null = self._prepare(self.null_context[None], embedding).repeat(len(context)) if guided else None
         if self.codebook is not None:
             choice, tokens = likeliest(prepared.lexicon, prepared.query, prepared.prior, self.candidates)
             prepared = replace(prepared, query=None, lexicon=None, choice=choice)
@@ -168,7 +187,7 @@ class DiffusionHead(nn.Module):
     def token_nll(self, noisy: Tensor, t: Tensor, prepared: Prepared, targets: Tensor) -> Tensor:
         """-log p(y | A_t, C) of the tokens y [n, m], nats [n, m]; for the ``codebook`` denoiser, prepared to train."""
         assert self.denoiser == "codebook"
-        assert prepared.query is not None
+        assert prepared.lexicon is not None
         known = self._known(noisy, t, prepared)
         answer = self._answer(noisy, t, prepared, known)
         return self._by_codebook(nll, prepared, known, answer, targets)
