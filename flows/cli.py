@@ -9,7 +9,7 @@ from typing import Any
 from bitlm.config import PRESETS, configure
 from bitlm.errors import BitLMError
 from bitlm.steps import STAGES
-from flows import artifacts_cli
+from flows import artifacts_cli, generate_cli
 from flows.lifetime import INTERRUPTED, bounded_interrupt
 
 
@@ -47,21 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--references", required=True, metavar="FILE")
     score.add_argument("--json", action="store_true")
     score.set_defaults(command=_score)
-    generate = commands.add_parser("generate", help="continue a prompt with a model")
-    generate.add_argument(
-        "--model",
-        required=True,
-        metavar="ID",
-        help="a pretrain or finetune artifact, for example finetune/tiny-diffusion",
-    )
-    generate.add_argument("--prompt", required=True, action="append")
-    generate.add_argument("--root", default="artifacts")
-    generate.add_argument("--max-new-tokens", type=int, default=64)
-    generate.add_argument("--num-steps", type=int, default=15, help="K")
-    generate.add_argument("--guidance-scale", type=float, default=9.0, help="ω")
-    generate.add_argument("--seed", type=int, default=0)
-    generate.add_argument("--json", action="store_true")
-    generate.set_defaults(command=_generate)
+    generate_cli.add_generate_parser(commands)
     return parser
 
 
@@ -134,22 +120,6 @@ def _score(args: argparse.Namespace) -> int:
 
     scores = score_files(args.predictions, args.references)
     print(json.dumps(scores, indent=2)) if args.json else show_scores(scores)
-    return 0
-
-
-def _generate(args: argparse.Namespace) -> int:
-    from bitlm.evaluate.predictions import Predictor
-
-    settings = configure(
-        "tiny", [f"evaluate.{key}={getattr(args, key)}" for key in ("num_steps", "guidance_scale", "seed")]
-    ).evaluate
-    predictor = Predictor(args.root, args.model)
-    prompts = [predictor.encode(prompt) for prompt in args.prompt]
-    texts, _ = predictor.texts(range(len(prompts)), prompts, args.max_new_tokens, settings)
-    if args.json:
-        print(json.dumps([{"prompt": p, "text": t} for p, t in zip(args.prompt, texts, strict=True)], indent=2))
-    else:
-        print("\n\n".join(f"{prompt} {text}" for prompt, text in zip(args.prompt, texts, strict=True)))
     return 0
 
 

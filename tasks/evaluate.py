@@ -49,12 +49,15 @@ def build(step: Step, run: Run, work: Work) -> dict[str, Any]:
     storage.write_atomic(storage.join(work.out, "scores.json"), json.dumps(scores, indent=1).encode())
     figures = {measure: scores[measure]["f1"] for measure in rouge.MEASURES}
     calls = sum(predictions["steps"].to_pylist()) / len(examples)
-    return {**figures, "examples": len(examples), "empty": scores["empty"], "mean_head_calls": calls}
+    saved = sum(count or 0 for count in predictions["saved"].to_pylist()) / len(examples)
+    costs = {"mean_head_calls": calls, "mean_head_calls_saved": saved}
+    return {**figures, "examples": len(examples), "empty": scores["empty"], **costs}
 
 
 def _lead(row: int, example: Example, sentences: int) -> Prediction:
     text = lead(example.document, sentences)
-    return {"row": row, "id": example.id, "prompt_tokens": None, "text": text, "reference": example.summary, "steps": 0}
+    values = row, example.id, None, text, example.summary, 0, None
+    return dict(zip(SCHEMA.names, values, strict=True))
 
 
 def _generate(step: Step, run: Run, parts: str, examples: Sequence[Example]) -> pa.Table:
@@ -119,9 +122,9 @@ class _Worker:
         return pa.table({"count": [sum(len(item["rows"]) for item in items)], "kind": [""], "fault": [""]})
 
     def _write(self, item: dict[str, Any]) -> None:
-        texts, calls = self._predictor.texts(item["rows"], item["prompts"], self._max_new_tokens, self._settings)
+        texts, output = self._predictor.texts(item["rows"], item["prompts"], self._max_new_tokens, self._settings)
         lengths = [len(prompt) for prompt in item["prompts"]]
-        columns = item["rows"], item["ids"], lengths, texts, item["references"], calls
+        columns = item["rows"], item["ids"], lengths, texts, item["references"], output.calls, output.saved
         write_part(self._parts, [dict(zip(SCHEMA.names, line, strict=True)) for line in zip(*columns, strict=True)])
 
 

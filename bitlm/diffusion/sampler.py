@@ -1,40 +1,178 @@
-"""From noise to codes in K steps (the update and the guidance of the article)."""
+"""From noise to codes in K steps: the noise levels, the update and the guidance of the article, and two of our own:
+slots that start one after another (stagger), and blocks that end early once they are decided (adaptive commitment).
+
+Shapes: n blocks, m slots, B bits.
+"""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from bitlm.diffusion.loss import to_codes
+from bitlm.errors import ConfigError
+
+TimeGrid = Literal["uniform", "shifted"]
+GuidanceForm = Literal["prediction", "logit"]
 Denoiser = Callable[[Tensor, Tensor], Tensor]
-"""(A_t [n, m, B], t [1, 1]) → Â_0 [n, m, B]."""
+"""(A_t [n, m, B], t [1, m]) → Â_0 [n, m, B]."""
 
 
-def denoise_block(denoiser: Denoiser, noise: Tensor, num_steps: int) -> Tensor:
-    """A_1 [n, m, B] → A_0 [n, m, B], whose signs are the codes. Calls the denoiser exactly ``num_steps`` (K) times.
+class RowDenoiser(Protocol):
+    """A ``Denoiser`` that can be restricted to some of its rows, as adaptive commitment needs."""
 
-    t_k = k/K and A_{t_{k-1}} = (t_{k-1}/t_k)·A_{t_k} + (1 - t_{k-1}/t_k)·Â_0; the last step lands on Â_0 itself.
+    def __call__(self, noisy: Tensor, t: Tensor) -> Tensor: ...
+
+    def keep(self, rows: Tensor) -> "RowDenoiser":
+        """For the rows [r] int64 of the current ones, in that order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A table of ``noise_levels`` as K steps use it: ``t`` [K, 1, m] of each call, ``ratio`` [K, m, 1] the next level
+    divided by this one (1 where a slot is already clean), ``levels`` the K+1 rows of the table themselves."""
+
+    t: Tensor
+    ratio: Tensor
+    levels: tuple[tuple[float, ...], ...]
+
+    @classmethod
+    def of(cls, levels: Tensor, device: torch.device | str = "cpu") -> "Schedule":
+        """From a table of ``noise_levels`` [K+1, m]."""
+        t, following = levels[:-1], levels[1:]
+        ratio = torch.where(t > 0, following / t, 1.0)
+        rows = tuple(tuple(row) for row in levels.tolist())
+        return cls(t[:, None].float().to(device), ratio[..., None].float().to(device), rows)
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.t)
+
+
+def noise_levels(
+    num_steps: int, m: int, *, stagger: float = 0.0, grid: TimeGrid = "uniform", shift: float = 3.0
+) -> Tensor:
+    """The level of each slot before, between and after K = ``num_steps`` calls: [K+1, m] float64, from all 1 to all 0.
+
+    Slot i starts its descent i·s later, s = ``stagger``, in units of one slot's descent: K steps share the clock of
+    1 + (m-1)·s evenly. s = 0 gives every slot t_k = k/K, s = 1 realizes the slots one after the other. The ``shifted``
+    grid maps each level to shift·t / (shift·t + 1 - t), which spends more (shift > 1) of the steps in high noise.
+
+    Raises ConfigError for K < 1, s outside [0, 1], a shift that is not positive.
     """
-    assert num_steps >= 1
-    current = noise
-    for k in range(num_steps, 0, -1):
-        t = torch.full((1, 1), k / num_steps, device=noise.device)
-        current = torch.lerp(denoiser(current, t), current, (k - 1) / k)
-    return current
+    if num_steps < 1:
+        raise ConfigError(f"num_steps = {num_steps}: K is at least 1")
+    if not 0 <= stagger <= 1:
+        raise ConfigError(f"stagger = {stagger}: choose 0 (all slots together) to 1 (one after the other)")
+    if grid not in ("uniform", "shifted"):
+        raise ConfigError(f"time_grid = {grid!r} is unknown; choose uniform or shifted")
+    if not 0 < shift < np.inf:
+        raise ConfigError(f"time_shift = {shift}: it is a positive number")
+    remaining = np.arange(num_steps, -1, -1) / num_steps * (1 + (m - 1) * stagger)  # of the clock
+    levels = (remaining[:, None] - stagger * np.arange(m - 1, -1, -1)).clip(0, 1)  # [K+1, m]
+    levels[0] = 1  # rounding may have left a little less
+    if grid == "shifted":
+        levels = shift * levels / (shift * levels + (1 - levels))
+    return torch.from_numpy(levels)
 
 
-def guided(denoiser: Denoiser, guidance_scale: float) -> Denoiser:
-    """Â_0 = Â_null + ω·(Â_cond - Â_null), where ``denoiser`` answers for 2n rows: conditional ones first, then null.
+@dataclass(frozen=True)
+class Denoised:
+    """``values`` [n, m, B], whose signs are the codes; ``steps`` [n] int64, the steps made for each block; ``states``,
+    where asked for, one [steps+1, m, B] per block: A before the first step and after each."""
 
-    One call of the result is one batched call, but two function evaluations for each row.
+    values: Tensor
+    steps: Tensor
+    states: list[Tensor] | None = None
+
+
+def denoise_block(denoiser: Denoiser, noise: Tensor, schedule: Schedule, *, trace: bool = False) -> Denoised:
+    """A_1 [n, m, B] → A_0 by exactly K calls of the denoiser.
+
+    A_next = ratio·A_t + (1 - ratio)·Â_0 with ratio = t_next/t; the last step lands on Â_0 itself.
     """
+    current, states = noise, [noise]
+    for k in range(schedule.num_steps):
+        current = _update(_estimate(denoiser, current, schedule, k), current, schedule, k)
+        if trace:
+            states.append(current)
+    steps = torch.full((len(noise),), schedule.num_steps)
+    return Denoised(current, steps, list(torch.stack(states, dim=1)) if trace else None)
 
-    def denoise(noisy: Tensor, t: Tensor) -> Tensor:
-        conditional, null = denoiser(torch.cat([noisy, noisy]), t).chunk(2)
-        return null + guidance_scale * (conditional - null)
 
-    return denoise
+def denoise_until_committed(
+    denoiser: RowDenoiser, noise: Tensor, schedule: Schedule, threshold: float, *, trace: bool = False
+) -> Denoised:
+    """``denoise_block``, but a block leaves the batch with its Â_0 after the first call that decides it: every bit has
+    the sign it had at the call before, and |Â_0| above ``threshold``. Bits of a clean slot are decided.
+
+    At most K calls per block, and at least 2 (K, where K < 2).
+    """
+    final, steps = torch.empty_like(noise), torch.full((len(noise),), schedule.num_steps)
+    states: list[list[Tensor]] = [[start] for start in noise] if trace else []
+    rows = torch.arange(len(noise), device=noise.device)  # of the batch, still at work
+    current, before = noise, None
+    for k in range(schedule.num_steps):
+        estimate = _estimate(denoiser, current, schedule, k)
+        current = _update(estimate, current, schedule, k)
+        decided = torch.full((len(rows),), k == schedule.num_steps - 1, device=noise.device)
+        if before is not None:
+            decided |= _decided(estimate, before, schedule.t[k], threshold)
+        current = torch.where(decided[:, None, None], estimate, current)
+        for row, state in zip(rows.tolist(), current, strict=True) if trace else ():
+            states[row].append(state)
+        before = estimate
+        if decided.any():
+            gone, left = rows[decided], (~decided).nonzero().flatten()
+            final[gone], steps[gone.cpu()] = estimate[decided], k + 1
+            if len(left) == 0:
+                break
+            denoiser, rows, current, before = denoiser.keep(left), rows[left], current[left], before[left]
+    return Denoised(final, steps, [torch.stack(made) for made in states] if trace else None)
 
 
-def calls_per_block(num_steps: int, guidance_scale: float) -> int:
-    """Function evaluations (NFE) of the head for one block: K, or 2K with guidance (ω = 1 is none)."""
-    return num_steps if guidance_scale == 1 else 2 * num_steps
+def guide(conditional: Tensor, null: Tensor, guidance_scale: float, form: GuidanceForm) -> Tensor:
+    """Logits of both branches → Â_0 = Â_null + ω·(Â_cond - Â_null) (``prediction``, the article's), or the same rule on
+    the log-odds before they become Â_0 (``logit``, which stays inside (-1, 1))."""
+    if form == "logit":
+        return to_codes(null + guidance_scale * (conditional - null))
+    conditional, null = to_codes(conditional), to_codes(null)
+    return null + guidance_scale * (conditional - null)
+
+
+def commit_steps(states: Tensor) -> Tensor:
+    """A block's states [S+1, m, B] → the step after which each bit kept its final sign, [m, B] int64; 0 where the noise
+    had it from the start."""
+    wrong = (states > 0) != (states[-1] > 0)  # [S+1, m, B]
+    index = torch.arange(1, len(states) + 1, device=states.device)[:, None, None]
+    return (wrong * index).amax(0)
+
+
+def calls_per_step(guidance_scale: float) -> int:
+    """Function evaluations (NFE) of the head in one step: 2 with guidance; ω = 1 is none and costs 1."""
+    return 1 if guidance_scale == 1 else 2
+
+
+def _estimate(denoiser: Denoiser, current: Tensor, schedule: Schedule, k: int) -> Tensor:
+    """Â_0 at call k. A clean slot shows the denoiser its code, as in training, and keeps its value: with guidance the
+    value it landed on may lie far outside [-1, 1]."""
+    if min(schedule.levels[k]) > 0:
+        return denoiser(current, schedule.t[k])
+    clean = (schedule.t[k] == 0)[..., None]  # [1, m, 1]
+    code = torch.where(current > 0, 1.0, -1.0)
+    return torch.where(clean, current, denoiser(torch.where(clean, code, current), schedule.t[k]))
+
+
+def _update(estimate: Tensor, current: Tensor, schedule: Schedule, k: int) -> Tensor:
+    return torch.lerp(estimate, current, schedule.ratio[k])
+
+
+def _decided(estimate: Tensor, before: Tensor, t: Tensor, threshold: float) -> Tensor:
+    """Whether each block may end, [n] bool."""
+    stable = (estimate > 0) == (before > 0)
+    certain = (estimate.abs() > threshold) | (t == 0)[..., None]
+    return (stable & certain).flatten(1).all(1)

@@ -6,6 +6,7 @@ number of workers changes a text.
 
 import io
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -14,8 +15,11 @@ import pyarrow.parquet as pq
 from bitlm import storage
 from bitlm.artifacts.store import Store
 from bitlm.config import EvaluateConfig
-from bitlm.data.tokenizer import TextTokenizer
+from bitlm.data.tokenizer import INFO_FILE, TOKENIZER_FILE, TextTokenizer
+from bitlm.errors import ArtifactError
+from bitlm.model.generation import GenerateOutput
 from bitlm.model.model import BitLMForCausalLM
+from bitlm.model.sampling import Sampling
 
 SCHEMA = pa.schema(
     [
@@ -25,38 +29,48 @@ SCHEMA = pa.schema(
         pa.field("text", pa.string(), nullable=False),
         pa.field("reference", pa.string(), nullable=False),
         pa.field("steps", pa.int32(), nullable=False),  # calls of the output head
+        pa.field("saved", pa.int32()),  # calls that adaptive commitment spared; null for a system without a model
     ]
 )
 Prediction = dict[str, Any]
 """One row of ``SCHEMA``."""
 
 
+def load_model(root: str, model: str) -> tuple[BitLMForCausalLM, TextTokenizer]:
+    """A trained model, ready to generate, and its tokenizer: from the id of an artifact below ``root``, or from a local
+    folder that holds both.
+
+    Raises ArtifactError, naming artifact and file, where one is missing or not what its record says.
+    """
+    if Path(model, "config.json").is_file():
+        for name in (TOKENIZER_FILE, INFO_FILE):
+            if not Path(model, name).is_file():
+                raise ArtifactError(f"{model}: {name} is missing; give a folder that holds a model and its tokenizer")
+        folder = model
+    else:
+        store = Store(root)
+        folder = store.checked_folder(store.load(model), "model")
+    return BitLMForCausalLM.load(folder).eval(), TextTokenizer.load(folder)
+
+
 class Predictor:
     """A trained model with its tokenizer, from verified files; ``device`` as torch names it."""
 
     def __init__(self, root: str, model_id: str, device: str = "cpu") -> None:
-        """Raises ArtifactError, naming artifact and file, where one is not what its record says."""
-        store = Store(root)
-        folder = store.checked_folder(store.load(model_id), "model")
-        self._model = BitLMForCausalLM.load(folder).to(device).eval()
-        self._tokenizer = TextTokenizer.load(folder)
+        """Raises as ``load_model``."""
+        model, self._tokenizer = load_model(root, model_id)
+        self._model = model.to(device)
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text)
 
     def texts(
         self, rows: Sequence[int], prompts: Sequence[Sequence[int]], max_new_tokens: int, settings: EvaluateConfig
-    ) -> tuple[list[str], list[int]]:
-        """The text of each prompt, special tokens cut and white space trimmed (it may be empty), and its head calls."""
-        output = self._model.generate(
-            prompts,
-            max_new_tokens=max_new_tokens,
-            num_steps=settings.num_steps,
-            guidance_scale=settings.guidance_scale,
-            seed=settings.seed,
-            example_ids=rows,
-        )
-        return [self._tokenizer.decode(ids).strip() for ids in output.ids], output.calls
+    ) -> tuple[list[str], GenerateOutput]:
+        """The text of each prompt, special tokens cut and white space trimmed (it may be empty), and what it cost."""
+        sampling = Sampling.of(settings, max_new_tokens)
+        output = self._model.generate(prompts, example_ids=rows, sampling=sampling)
+        return [self._tokenizer.decode(ids).strip() for ids in output.ids], output
 
 
 def batches(lengths: Sequence[int], finished: set[int], size: int) -> list[list[int]]:

@@ -1,10 +1,8 @@
 """BitLM: a Qwen3 backbone over blocks of m tokens with the diffusion head or, as the baseline, a vocabulary softmax."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +21,7 @@ from bitlm.errors import ArtifactError, ConfigError
 from bitlm.model.backbone import positions, training_mask
 from bitlm.model.codebook import last_vector
 from bitlm.model.config import BitLMConfig
-from bitlm.model.generation import GenerateOutput, generate
+from bitlm.model.generation import generate, stream_blocks
 from bitlm.model.head import DiffusionHead, Prepared
 
 
@@ -230,30 +228,9 @@ class BitLMForCausalLM(PreTrainedModel):
         config = self.config
         return block_noise(seed, range(b), [0] * b, N, config.block_size, config.num_bits, config.diffusion)
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int,
-        num_steps: int = 15,
-        guidance_scale: float = 9.0,
-        temperature: float = 0.0,
-        void: Literal["clamp", "nearest"] = "clamp",
-        seed: int = 0,
-        example_ids: Sequence[int] | None = None,
-    ) -> GenerateOutput:
-        """See ``bitlm.model.generation.generate``."""
-        return generate(
-            self,
-            prompts,
-            max_new_tokens=max_new_tokens,
-            num_steps=num_steps,
-            guidance_scale=guidance_scale,
-            temperature=temperature,
-            void=void,
-            seed=seed,
-            example_ids=example_ids,
-        )
+    # Functions of the model; their options are the fields of ``bitlm.model.Sampling``.
+    generate = generate
+    stream = stream_blocks
 
 
 def _collect(losses: Tensor, chosen: Tensor | None, shape: tuple[int, int]) -> BitLMOutput:

@@ -1,5 +1,7 @@
 """Generation with the cache against a plain loop that recomputes everything, and what must not matter to it."""
 
+import itertools
+import math
 from collections.abc import Callable
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 
 from bitlm.diffusion.noise import sample_noise
 from bitlm.errors import ConfigError
-from bitlm.model import BitLMForCausalLM, stream_blocks
+from bitlm.model import BitLMForCausalLM, Sampling, stream_blocks
 
 Build = Callable[..., BitLMForCausalLM]
 PROMPTS = [[7, 3, 9, 1, 4, 4, 21, 30, 2][:length] for length in range(1, 10)]
@@ -24,11 +26,12 @@ def next_context(model: BitLMForCausalLM, sequence: list[int]) -> torch.Tensor:
 
 def plain_block(model: BitLMForCausalLM, context: torch.Tensor, noise: torch.Tensor, K: int, omega: float) -> list[int]:
     """The article's sampler, step by step, for one block."""
+    embedding = model.model.embed_tokens.weight
     A = noise[None]
     for k in range(K, 0, -1):
         t = torch.tensor([[k / K]])
-        estimate = torch.tanh(model.head(A, t, model.head.condition(context)) / 2)
-        null = torch.tanh(model.head(A, t, model.head.null_condition()) / 2)
+        estimate = torch.tanh(model.head(A, t, model.head.prepare(context, embedding)) / 2)
+        null = torch.tanh(model.head(A, t, model.head.prepare_null(embedding)) / 2)
         estimate = null + omega * (estimate - null)
         ratio = (k - 1) / k
         A = ratio * A + (1 - ratio) * estimate
@@ -53,15 +56,28 @@ def plain_generate(
     return made[: made.index(end)] if end in made else made
 
 
-@pytest.mark.parametrize(("K", "omega"), [(1, 1.0), (5, 1.0), (4, 2.5)])
-@pytest.mark.parametrize("m", [2, 4])
-def test_cache_equals_recomputation_for_every_prompt_length(build: Build, m: int, K: int, omega: float) -> None:
-    model = build(block_size=m)
+@pytest.mark.parametrize(
+    ("m", "K", "omega", "options"),
+    [
+        (4, 1, 1.0, {}),
+        (2, 4, 2.5, {}),
+        (4, 4, 1.0, {"slot_embedding": True}),
+        (2, 2, 2.5, {"denoiser": "matched_filter", "context_path": "direct", "slot_embedding": True}),
+        (4, 2, 2.0, {"denoiser": "codebook", "loss": "token"}),
+    ],
+)
+def test_cache_equals_recomputation_for_every_prompt_length(
+    build: Build, m: int, K: int, omega: float, options: dict
+) -> None:
+    model = build(block_size=m, **options)
+    made = set()
     for prompt in PROMPTS[: 2 * m + 1]:
         output = model.generate(
-            [prompt], max_new_tokens=10, num_steps=K, guidance_scale=omega, seed=3, example_ids=[len(prompt)]
+            [prompt], max_new_tokens=9, num_steps=K, guidance_scale=omega, seed=3, example_ids=[len(prompt)]
         )
-        assert output.ids == [plain_generate(model, prompt, 10, len(prompt), K, omega)]
+        assert output.ids == [plain_generate(model, prompt, 9, len(prompt), K, omega)]
+        made.add(tuple(output.ids[0]))
+    assert len(made) > 2  # the prompts do matter
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -72,16 +88,22 @@ def test_lm_cache_equals_recomputation(build: Build, tied: bool) -> None:
         expected = plain_generate(model, prompt, 10)
         assert model.generate([prompt], max_new_tokens=10).ids == [expected]
         made.add(tuple(expected))
-    assert len(made) > 3  # the prompts do matter
+    assert len(made) > 3
 
 
 @pytest.mark.parametrize(
-    ("options", "temperature"),
-    [({"head": "lm"}, 0.0), ({"head": "lm"}, 1.0), ({}, 0.0), ({"denoiser": "matched_filter"}, 0.0)],
+    ("options", "sampling"),
+    [
+        ({"head": "lm"}, {}),
+        ({"head": "lm"}, {"temperature": 1.0}),
+        ({}, {"stagger": 0.5}),
+        ({"denoiser": "matched_filter", "slot_embedding": True}, {"guidance_form": "logit", "void": "nearest"}),
+        ({"denoiser": "codebook", "loss": "token"}, {"commit_threshold": 0.5, "time_grid": "shifted"}),
+    ],
 )
-def test_batch_and_padding_change_nothing(build: Build, options: dict, temperature: float) -> None:
+def test_batch_and_padding_change_nothing(build: Build, options: dict, sampling: dict) -> None:
     model = build(**options)
-    settings = {"max_new_tokens": 13, "num_steps": 4, "guidance_scale": 2.0, "temperature": temperature, "seed": 8}
+    settings = {"max_new_tokens": 13, "num_steps": 4, "guidance_scale": 2.0, "seed": 8, **sampling}
     alone = [model.generate([p], example_ids=[i], **settings) for i, p in enumerate(PROMPTS)]
     together = model.generate(PROMPTS, **settings)
     assert together.ids == [output.ids[0] for output in alone]
@@ -90,6 +112,22 @@ def test_batch_and_padding_change_nothing(build: Build, options: dict, temperatu
     beside_long = model.generate([*(PROMPTS[i] for i in shuffled), [5] * 50], example_ids=[*shuffled, 77], **settings)
     assert beside_long.ids[:4] == [together.ids[i] for i in shuffled]
     assert len({tuple(ids) for ids in together.ids}) > 3
+
+
+@pytest.mark.parametrize("lengths", [[4, 4], [3, 8]])  # without padding no mask is built
+def test_a_context_carried_by_the_cache_is_that_of_a_full_pass(build: Build, lengths: list[int]) -> None:
+    model, contexts = build(), []
+    prepare = model.head.prepare_sampling
+    model.head.prepare_sampling = lambda context, *given: contexts.append(context) or prepare(context, *given)
+    model.config.end_token_id = -1
+    prompts = [PROMPTS[length - 1] for length in lengths]
+    made = model.generate(prompts, max_new_tokens=12, num_steps=2, guidance_scale=1.0).ids
+    with torch.no_grad():
+        for block, found in enumerate(contexts):
+            for row, prompt in enumerate(prompts):
+                expected = next_context(model, prompt + made[row][: 4 * block])[0]
+                torch.testing.assert_close(found[row], expected, rtol=0, atol=2e-6)
+    assert len(contexts) == 3
 
 
 def test_noise_belongs_to_seed_and_example(build: Build) -> None:
@@ -122,27 +160,95 @@ def test_rows_stop_at_the_end_token(build: Build, head: str) -> None:
 
 
 def test_blocks_stream_as_they_are_realized(build: Build) -> None:
-    model, settings = build(), {"max_new_tokens": 10, "num_steps": 2, "guidance_scale": 3.0}
+    model, settings = build(), {"max_new_tokens": 10, "num_steps": 2, "guidance_scale": 3.0, "trace": True}
     model.config.end_token_id = -1  # no row ends by itself
     streamed: dict[int, list[int]] = {0: [], 1: []}
-    sizes = []
-    for step in stream_blocks(model, PROMPTS[2:4], **settings):
-        assert step.calls == 4  # 2K with guidance
+    sizes, states = [], []
+    for step in model.stream(PROMPTS[2:4], **settings):
+        assert step.calls == [4, 4]  # 2K with guidance
         sizes.append([len(ids) for ids in step.ids])
+        states.append(step.states)
         for row, ids in zip(step.rows, step.ids, strict=True):
             streamed[row] += ids
-    assert list(streamed.values()) == model.generate(PROMPTS[2:4], **settings).ids
+    output = model.generate(PROMPTS[2:4], **settings)
+    assert list(streamed.values()) == output.ids
     assert sizes == [[4, 4], [4, 4], [2, 2]]
+    for row, blocks in enumerate(output.states):
+        assert all(torch.equal(block, step[row]) for block, step in zip(blocks, states, strict=True))
+
+
+def test_streaming_works_a_block_ahead_of_nobody(build: Build) -> None:
+    model, passes = build(), []
+    model.model.register_forward_hook(lambda *_: passes.append(1))
+    model.config.end_token_id = -1
+    blocks = stream_blocks(model, [[1, 2]], max_new_tokens=400, num_steps=1)
+    assert len(list(itertools.islice(blocks, 2))) == 2
+    assert len(passes) <= 3
 
 
 def test_head_calls_are_k_batched_ones(build: Build) -> None:
     model, seen = build(), []
-    model.head.register_forward_pre_hook(lambda _, args: seen.append((len(args[0]), args[1].item())))
+    model.head.register_forward_pre_hook(lambda _, args: seen.append((len(args[0]), args[1].flatten().tolist())))
     model.generate([[1], [2]], max_new_tokens=4, num_steps=4, guidance_scale=9.0)
-    assert seen == [(4, 1.0), (4, 0.75), (4, 0.5), (4, 0.25)]
+    assert seen == [(4, [t] * 4) for t in (1.0, 0.75, 0.5, 0.25)]
     seen.clear()
     model.generate([[1], [2]], max_new_tokens=4, num_steps=2, guidance_scale=1.0)
-    assert seen == [(2, 1.0), (2, 0.5)]
+    assert seen == [(2, [1.0] * 4), (2, [0.5] * 4)]
+    seen.clear()
+    model.generate([[1], [2]], max_new_tokens=4, num_steps=7, guidance_scale=1.0, stagger=1.0)
+    assert [rows for rows, _ in seen] == [2] * 7
+    assert seen[1][1] == pytest.approx([3 / 7, 1, 1, 1])
+
+
+def test_one_step_is_the_sign_of_the_first_estimate(build: Build) -> None:
+    model = build()
+    model.config.end_token_id = -1
+    for stagger in (0.0, 1.0):
+        made = model.generate(
+            [[1, 2]], max_new_tokens=4, num_steps=1, guidance_scale=1.0, stagger=stagger, seed=3, example_ids=[0]
+        )
+        assert made.ids == [plain_generate(model, [1, 2], 4)]
+        assert made.calls == [1]
+
+
+def test_guidance_of_one_is_the_path_without(build: Build) -> None:
+    """Also where the null branch would answer nonsense: it is not asked."""
+    model, settings = build(), {"max_new_tokens": 12, "num_steps": 5, "guidance_scale": 1.0}
+    expected = model.generate(PROMPTS, **settings)
+    with torch.no_grad():
+        model.head.null_context.fill_(math.nan)
+    again = model.generate(PROMPTS, **settings)
+    assert again.ids == expected.ids
+    assert again.calls == expected.calls == [5 * blocks for blocks in expected.blocks]
+
+
+@pytest.mark.parametrize("commit_threshold", [None, 0.6])
+def test_a_trace_ends_in_the_output(build: Build, commit_threshold: float | None) -> None:
+    model = build(vocab_size=64, denoiser="matched_filter")  # 64 of 64 corners are tokens
+    model.config.end_token_id = -1
+    settings = {"max_new_tokens": 12, "num_steps": 6, "guidance_scale": 1.5, "commit_threshold": commit_threshold}
+    traced = model.generate(PROMPTS, trace=True, **settings)
+    plain = model.generate(PROMPTS, **settings)
+    assert traced.ids == plain.ids
+    assert plain.states == [[] for _ in PROMPTS]
+    for row in range(len(PROMPTS)):
+        assert traced.calls[row] == sum(2 * (len(states) - 1) for states in traced.states[row])
+        for block, states in enumerate(traced.states[row]):
+            assert torch.equal(states[0], sample_noise(0, row, block, 4, 6))
+            values = [int("".join("1" if x > 0 else "0" for x in slot), 2) for slot in states[-1].tolist()]
+            assert traced.ids[row][4 * block : 4 * block + 4] == values
+
+
+def test_an_impossible_commit_threshold_is_off(build: Build) -> None:
+    model = build(denoiser="matched_filter")
+    settings = {"max_new_tokens": 12, "num_steps": 6, "guidance_scale": 2.0}
+    plain = model.generate(PROMPTS, **settings)
+    never = model.generate(PROMPTS, commit_threshold=math.inf, **settings)
+    assert (never.ids, never.calls, never.saved) == (plain.ids, plain.calls, [0] * len(PROMPTS))
+    soon = model.generate(PROMPTS, commit_threshold=0.5, **settings)
+    assert sum(soon.saved) > 0
+    for calls, saved, blocks in zip(soon.calls, soon.saved, soon.blocks, strict=True):
+        assert calls + saved == 12 * blocks
 
 
 def test_lm_sampling_follows_the_softmax(build: Build) -> None:
@@ -156,6 +262,14 @@ def test_lm_sampling_follows_the_softmax(build: Build) -> None:
     assert (counts / n - expected).abs().sum() / 2 < 0.06
 
 
+def test_options_may_be_given_together_or_one_by_one(build: Build) -> None:
+    model = build()
+    sampling = Sampling(max_new_tokens=8, num_steps=3, guidance_scale=1.0, seed=5)
+    one_by_one = model.generate([[1]], max_new_tokens=8, num_steps=3, guidance_scale=1.0, seed=5)
+    assert model.generate([[1]], sampling=sampling) == one_by_one
+    assert model.generate([[1]], sampling=sampling, seed=6) != one_by_one
+
+
 @pytest.mark.parametrize(
     ("prompts", "options", "message"),
     [
@@ -166,14 +280,28 @@ def test_lm_sampling_follows_the_softmax(build: Build) -> None:
         ([[1]], {"num_steps": 0}, "num_steps = 0"),
         ([[1]], {"guidance_scale": -0.5}, "guidance_scale = -0.5"),
         ([[1]], {"guidance_scale": float("nan")}, "guidance_scale = nan"),
+        ([[1]], {"guidance_form": "odds"}, "guidance_form = 'odds'"),
+        ([[1]], {"stagger": 1.1}, "stagger = 1.1"),
+        ([[1]], {"stagger": -0.1}, "stagger = -0.1"),
+        ([[1]], {"time_grid": "cosine"}, "time_grid = 'cosine'"),
+        ([[1]], {"time_shift": 0.0}, "time_shift = 0.0"),
+        ([[1]], {"void": "round"}, "void = 'round'"),
+        ([[1]], {"commit_threshold": 0.0}, "commit_threshold = 0.0"),
         ([[1]], {"temperature": -1.0}, "temperature = -1.0"),
         ([[1]], {"max_new_tokens": 0}, "max_new_tokens = 0"),
         ([[1]], {"example_ids": [1, 2]}, "2 example ids for 1 prompts"),
     ],
 )
-def test_mistakes_are_told(build: Build, prompts: list[list[int]], options: dict, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        build().generate(prompts, **{"max_new_tokens": 4} | options)
+def test_mistakes_are_told_before_anything_runs(build: Build, prompts: list, options: dict, message: str) -> None:
+    model = build()
+    for call in (model.generate, model.stream):
+        with pytest.raises(ConfigError, match=message):
+            call(prompts, **{"max_new_tokens": 4} | options)
+
+
+def test_the_lm_head_has_nothing_to_trace(build: Build) -> None:
+    with pytest.raises(ConfigError, match="trace"):
+        build(head="lm").generate([[1]], max_new_tokens=1, trace=True)
 
 
 def test_no_prompts_no_output(build: Build) -> None:
