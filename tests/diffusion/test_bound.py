@@ -7,11 +7,12 @@ import pytest
 import torch
 from toy import Mixture
 
-from bitlm.diffusion.bound import Nats, combine, nats_per_block, nats_per_token, stratified_noise, validation_nats
+from bitlm.diffusion.bound import Bound, combine, nats_per_token, path_noise, tail_nats, validation_nats
 from bitlm.errors import ConfigError
 from bitlm.model import BitLMConfig, BitLMForCausalLM
 
 M, B, N = 2, 3, 64
+TAIL = math.exp(-8) * B / 2  # what the analytic part adds at most
 
 
 def independent_bits() -> Mixture:
@@ -42,10 +43,10 @@ class ToyModel:
     def __call__(self, ids, attention_mask, *, noise, loss_blocks, objective) -> SimpleNamespace:
         assert objective == "x"
         clean = self.source.words[ids[:, ::M]][:, :, None]  # the first id of a block names the word
-        t = noise.t[..., None, None]
+        t = noise.t[..., None]
         estimate = self.damage * self.source.denoise((1 - t) * clean + t * noise.eps, t)
         chosen = torch.ones(ids.shape[0], N, dtype=torch.bool) if loss_blocks is None else loss_blocks
-        return SimpleNamespace(block_loss=((estimate - clean) ** 2).mean((-2, -1)), in_loss=chosen)
+        return SimpleNamespace(slot_loss=((estimate - clean) ** 2).mean(-1), in_loss=chosen)
 
 
 def words(source: Mixture, sequences: int) -> torch.Tensor:
@@ -54,21 +55,43 @@ def words(source: Mixture, sequences: int) -> torch.Tensor:
     return drawn.view(sequences, N).repeat_interleave(M, dim=1)
 
 
-def bound(source: Mixture, damage: float = 1.0, sequences: int = 64) -> Nats:
+def bound(source: Mixture, damage: float = 1.0, stagger: float = 0.0, sequences: int = 64) -> Bound:
     ids = words(source, sequences)
     batches = [(ids[i : i + 32], None, None, range(i, i + 32)) for i in range(0, sequences, 32)]
-    return nats_per_token(ToyModel(source, damage), batches, seed=1, strata=8)
+    return nats_per_token(ToyModel(source, damage), batches, seed=1, strata=8, stagger=stagger)
 
 
-@pytest.mark.parametrize("make", [independent_bits, dependent_tokens])
-def test_exact_denoiser_gives_the_entropy_and_a_damaged_one_more(make) -> None:
+def entropy_of_first_token(source: Mixture) -> float:
+    shares: dict[tuple, float] = {}
+    for word, p in zip(source.words[:, 0].tolist(), source.probabilities.tolist(), strict=True):
+        shares[tuple(word)] = shares.get(tuple(word), 0) + p
+    return -sum(p * math.log(p) for p in shares.values())
+
+
+@pytest.mark.parametrize(
+    ("make", "stagger"),
+    [(independent_bits, 0.0), (dependent_tokens, 0.0), (dependent_tokens, 0.5), (dependent_tokens, 1.0)],
+)
+def test_exact_denoiser_gives_the_entropy_along_every_path_and_a_damaged_one_more(make, stagger: float) -> None:
     source = make()
     entropy = source.entropy() / M
-    exact, damaged = bound(source), bound(source, damage=0.9)
-    tail = math.exp(-8) * B / 2  # what the analytic part adds at most
-    assert exact.stderr < 0.03
-    assert abs(exact.mean - entropy) < 4 * exact.stderr + tail
-    assert damaged.mean > exact.mean + 4 * (exact.stderr + damaged.stderr)
+    exact, damaged = bound(source, stagger=stagger), bound(source, damage=0.9, stagger=stagger)
+    assert exact.stderr < 0.05
+    assert abs(exact.mean - entropy) < 4 * exact.stderr + TAIL
+    assert damaged.mean > exact.mean + 3 * (exact.stderr + damaged.stderr)
+
+
+def test_one_after_the_other_is_the_chain_rule() -> None:
+    """H(first token), then H(second | first): with the first slot clean, the second is told all that it tells."""
+    source = dependent_tokens()
+    first = entropy_of_first_token(source)
+    expected = [first, source.entropy() - first]
+    apart = bound(source, stagger=1.0, sequences=128)
+    for slot, nats in zip(apart.slots, expected, strict=True):
+        assert abs(slot.mean - nats) < 4 * slot.stderr + TAIL
+    joint = bound(source, sequences=128)
+    assert abs(joint.slots[0].mean - first) > 10 * joint.slots[0].stderr  # noisy neighbours share what they know
+    assert sum(slot.mean for slot in joint.slots) / M == pytest.approx(joint.mean)
 
 
 def test_standard_error_tells_the_spread_over_seeds() -> None:
@@ -80,26 +103,45 @@ def test_standard_error_tells_the_spread_over_seeds() -> None:
     assert spread < 2 * estimates[0].stderr  # the stated error also holds the choice of the sequences
 
 
-def test_integral_of_a_known_error_curve() -> None:
+@pytest.mark.parametrize("stagger", [0.0, 0.3, 1.0])
+def test_integral_of_a_known_error_curve(stagger: float) -> None:
     """e(γ) = 1/(1+γ)² integrates to 1 over [0, ∞); on the sampled range it has a closed form."""
-    noise = stratified_noise(0, range(200), 10, 1, 1, 16)
+    noise, weights = path_noise(0, range(200), 10, 3, 6, 16, stagger)
     snr = ((1 - noise.t.double()) / noise.t.double()) ** 2
-    got = nats_per_block(1 / (1 + snr) ** 2, noise.t, bits=6).mean().item()
+    got = (weights / (1 + snr) ** 2).sum(2).mean((0, 1)) + tail_nats(6)
     low, high = math.exp(-8), math.exp(4.5)
     expected = 6 / 2 * ((1 / (1 + low) - 1 / (1 + high)) + low)
-    assert got == pytest.approx(expected, rel=0.01)
+    assert got.tolist() == pytest.approx([expected] * (3 if stagger else 1), rel=0.02)
+
+
+def log_snr(t: torch.Tensor) -> torch.Tensor:
+    return 2 * torch.log((1 - t.double()) / t.double())
 
 
 def test_levels_are_stratified_and_belong_to_the_sequence() -> None:
-    noise = stratified_noise(2, [5, 11], 30, 4, 3, 5)
-    part = (torch.log(((1 - noise.t.double()) / noise.t.double()) ** 2) + 8) / 12.5 * 5
+    noise, _ = path_noise(2, [5, 11], 30, 4, 3, 5)
+    part = (log_snr(noise.t)[..., 0] + 8) / 12.5 * 5
     for s in range(5):
         assert (part[..., s] > s - 1e-4).all()
         assert (part[..., s] < s + 1 + 1e-4).all()
     assert not noise.drop.any()
-    alone = stratified_noise(2, [11], 30, 4, 3, 5)
+    alone, _ = path_noise(2, [11], 30, 4, 3, 5)
     assert torch.equal(alone.eps[0], noise.eps[1])
     assert torch.equal(alone.t[0], noise.t[1])
+
+
+@pytest.mark.parametrize("stagger", [0.25, 0.5, 1.0])
+def test_slots_start_one_after_the_other(stagger: float) -> None:
+    noise, weights = path_noise(0, range(4), 50, 4, 3, 40, stagger)
+    level = log_snr(noise.t)  # [4, 50, strata, 4]
+    assert level.min() > -8.001
+    assert level.max() < 4.501
+    ahead = level[..., :-1] - level[..., 1:]
+    assert (ahead > -1e-3).all()  # earlier slots are never noisier
+    both = (weights[..., :-1] > 0) & (weights[..., 1:] > 0)
+    assert both.any() == (stagger < 1)
+    torch.testing.assert_close(ahead[both], torch.full_like(ahead[both], 12.5 * stagger), rtol=0, atol=1e-3)
+    assert ((weights > 0) == ((level > -8 + 1e-4) & (level < 4.5 - 1e-4))).float().mean() > 0.999
 
 
 @pytest.mark.parametrize("head", ["diffusion", "lm"])
@@ -111,31 +153,36 @@ def test_validation_sums_loss_blocks_per_sequence_and_not_by_batch(head: str) ->
         torch.nn.init.normal_(parameter, std=0.1)
     ids = torch.randint(0, 256, (3, 16))
     chosen = torch.rand(3, 16 // m) < 0.6
-    nats, tokens = validation_nats(model, ids, None, chosen, 0, [4, 5, 6])
+    nats, blocks = validation_nats(model, ids, None, chosen, 0, [4, 5, 6])
     assert model.training
-    assert tokens.tolist() == (chosen.sum(1) * m).tolist()
+    assert nats.shape == (3, m)
+    assert blocks.tolist() == chosen.sum(1).tolist()
     for i in range(3):
         alone, count = validation_nats(model, ids[i : i + 1], None, chosen[i : i + 1], 0, [4 + i])
-        assert count == tokens[i]
-        assert alone.item() == pytest.approx(nats[i].item(), rel=1e-5)
+        assert count == blocks[i]
+        torch.testing.assert_close(alone[0], nats[i], rtol=1e-5, atol=0)
     again, _ = validation_nats(model, ids, None, chosen, 0, [4, 5, 6])
     assert torch.equal(again, nats)
     assert (nats > 0).all()
     if head == "lm":
         logits = model.head(model.context(ids)[:, :, 0], model.model.embed_tokens.weight).double()
         by_hand = logits.logsumexp(-1) - logits.gather(-1, ids[..., None])[..., 0]
-        torch.testing.assert_close(nats, (by_hand * chosen).sum(1), rtol=1e-6, atol=0)
+        torch.testing.assert_close(nats[:, 0], (by_hand * chosen).sum(1), rtol=1e-6, atol=0)
 
 
 def test_combining_is_a_ratio_of_sums() -> None:
-    nats, tokens = torch.tensor([10.0, 40.0, 18.0]), torch.tensor([5, 10, 6])
-    mean, stderr = combine(nats, tokens)
-    assert mean == pytest.approx(68 / 21)
-    residuals = [10 - 5 * 68 / 21, 40 - 10 * 68 / 21, 18 - 6 * 68 / 21]
-    assert stderr == pytest.approx(math.sqrt(sum(r * r for r in residuals) * 3 / 2) / 21)
-    assert combine(nats[:1], tokens[:1]) == (2.0, math.inf)
+    nats, blocks = torch.tensor([[4.0, 6.0], [30.0, 10.0], [9.0, 9.0]]), torch.tensor([5, 10, 6])
+    found = combine(nats, blocks)
+    assert found.mean == pytest.approx(68 / 42)
+    residuals = [10 - 10 * 68 / 42, 40 - 20 * 68 / 42, 18 - 12 * 68 / 42]
+    assert found.stderr == pytest.approx(math.sqrt(sum(r * r for r in residuals) * 3 / 2) / 42)
+    assert [slot.mean for slot in found.slots] == pytest.approx([43 / 21, 25 / 21])
+    residuals = [4 - 5 * 43 / 21, 30 - 10 * 43 / 21, 9 - 6 * 43 / 21]
+    assert found.slots[0].stderr == pytest.approx(math.sqrt(sum(r * r for r in residuals) * 3 / 2) / 21)
+    assert found.bits_per_byte(4.0) == pytest.approx(68 / 42 / math.log(2) / 4)
+    assert combine(nats[:1], blocks[:1]) == Bound(1.0, math.inf, ((0.8, math.inf), (1.2, math.inf)))
     with pytest.raises(ConfigError, match="no token"):
-        combine(torch.zeros(2), torch.zeros(2, dtype=torch.long))
+        combine(torch.zeros(2, 1), torch.zeros(2, dtype=torch.long))
 
 
 def test_one_index_per_sequence() -> None:

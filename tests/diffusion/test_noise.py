@@ -61,3 +61,36 @@ def test_distributions() -> None:
     assert noise.eps.mean().item() == pytest.approx(0, abs=5 / (4 * n) ** 0.5)
     assert noise.eps.std().item() == pytest.approx(1, abs=0.02)
     assert not block_noise(3, [0], [0], 500, 1, 4, DiffusionConfig(condition_dropout=0)).drop.any()
+
+
+def test_slot_noise_gives_a_share_of_the_blocks_a_level_per_slot() -> None:
+    shape = {"N": 400, "m": 4, "B": 3}
+    shared = block_noise(1, range(20), [0] * 20, diffusion=DiffusionConfig(noise_draws=2), **shape)
+    diffusion = DiffusionConfig(noise_draws=2, slot_noise=0.7, condition_dropout=0.5)
+    noise = block_noise(1, range(20), [0] * 20, diffusion=diffusion, **shape)
+    assert noise.t.shape == (20, 400, 2, 4)
+    assert torch.equal(noise.eps, shared.eps)
+    equal = (noise.t == noise.t[..., :1]).all(-1)
+    assert torch.equal(noise.t[equal], shared.t.expand_as(noise.t)[equal])  # the others stay as they were
+    own = noise.t[~equal]
+    assert len(own) / equal.numel() == pytest.approx(0.7, abs=5 * (0.21 / equal.numel()) ** 0.5)
+    logit = own.logit()
+    assert logit.mean(0).tolist() == pytest.approx([0.8] * 4, abs=5 * 0.8 / len(own) ** 0.5)
+    assert logit.std(0).tolist() == pytest.approx([0.8] * 4, abs=0.03)
+    assert torch.corrcoef(logit.T).fill_diagonal_(0).abs().max() < 5 / len(own) ** 0.5
+
+
+def test_sorted_slot_noise_makes_earlier_slots_cleaner() -> None:
+    diffusion = DiffusionConfig(slot_noise=1.0, slot_order="sorted")
+    t = block_noise(1, range(4), [0] * 4, 200, 4, 3, diffusion).t
+    assert (t.diff(dim=-1) >= 0).all()
+    assert (t.diff(dim=-1) > 0).float().mean() > 0.99
+    free = block_noise(1, range(4), [0] * 4, 200, 4, 3, DiffusionConfig(slot_noise=1.0)).t
+    assert torch.equal(t, free.sort(dim=-1).values)
+
+
+def test_uniform_levels() -> None:
+    t = block_noise(0, range(40), [0] * 40, 500, 1, 4, DiffusionConfig(t_distribution="uniform")).t
+    shares = torch.histc(t, bins=10, min=0, max=1) / t.numel()
+    assert shares.tolist() == pytest.approx([0.1] * 10, abs=5 * (0.09 / t.numel()) ** 0.5)
+    assert 0 < t.min() < t.max() < 1

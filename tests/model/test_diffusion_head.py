@@ -1,22 +1,36 @@
 """The head: what it starts from, what it depends on, and its parts against their formulas."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
 from bitlm.diffusion.loss import to_codes
 from bitlm.model import BitLMConfig, BitLMForCausalLM
-from bitlm.model.head import time_features
+from bitlm.model.head import Prepared, time_features
 
-INPUTS = (4, 6, 32)  # m, B, D of the small models
+Build = Callable[..., BitLMForCausalLM]
+M, B, D = 4, 6, 32  # of the small models
+DENOISERS = ("direct", "matched_filter", "codebook_prior", "codebook")
+VARIANTS = [(denoiser, path, None) for denoiser in DENOISERS for path in ("norm", "direct")] + [("codebook", "norm", 5)]
+every_variant = pytest.mark.parametrize(("denoiser", "path", "rank"), VARIANTS)
 
 
-def inputs(n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    m, B, D = INPUTS
+def options(denoiser: str, path: str, rank: int | None) -> dict:
+    return {"denoiser": denoiser, "context_path": path, "codebook_rank": rank}
+
+
+def inputs(n: int) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(n)
-    noisy, context = (torch.randn(n, m, width, generator=generator) for width in (B, D))
-    return noisy, torch.rand(n, 1, generator=generator), context
+    noisy, context = (torch.randn(n, M, width, generator=generator) for width in (B, D))
+    return noisy, torch.rand(n, 1, generator=generator) * 0.9 + 0.1, context
+
+
+def fair_log_odds(noisy: Tensor, level: float) -> Tensor:
+    normal = torch.distributions.Normal
+    return normal(1 - level, level).log_prob(noisy) - normal(level - 1, level).log_prob(noisy)
 
 
 def test_time_features_are_sinusoids_of_1000_t() -> None:
@@ -30,54 +44,148 @@ def test_time_features_are_sinusoids_of_1000_t() -> None:
             assert got[row, 128 + i].item() == pytest.approx(math.sin(angle), abs=1e-3)
 
 
+@pytest.mark.parametrize("path", ["norm", "direct"])
 @pytest.mark.parametrize("denoiser", ["direct", "matched_filter"])
-def test_a_fresh_head_knows_nothing(denoiser: str) -> None:
+def test_a_fresh_head_knows_nothing(denoiser: str, path: str) -> None:
     """Zero output and zero modulation: log-odds 0, or with the matched filter those of independent fair bits."""
-    head = BitLMForCausalLM(BitLMConfig(denoiser=denoiser, num_bits=8, block_size=4)).head
+    model = BitLMForCausalLM(BitLMConfig(denoiser=denoiser, num_bits=8, block_size=4, context_path=path))
     noisy, t = torch.randn(5, 4, 8), torch.rand(5, 1) * 0.9 + 0.05
-    logits = head(noisy, t, head.condition(torch.randn(5, 4, 64)))
+    logits = model.head(noisy, t, model.prepare(torch.randn(5, 4, 64)))
     if denoiser == "direct":
         assert torch.equal(logits, torch.zeros(5, 4, 8))
         return
     for n in range(5):
-        level = t[n].item()
-        normal = torch.distributions.Normal
-        log_odds = normal(1 - level, level).log_prob(noisy[n]) - normal(level - 1, level).log_prob(noisy[n])
-        torch.testing.assert_close(logits[n], log_odds, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(logits[n], fair_log_odds(noisy[n], t[n].item()), rtol=1e-4, atol=1e-3)
 
 
-def test_matched_filter_is_finite_without_noise() -> None:
-    head = BitLMForCausalLM(BitLMConfig(denoiser="matched_filter", num_bits=8, block_size=4)).head
-    clean = torch.randn(2, 4, 8).sign()
-    logits = head(clean, torch.zeros(2, 1), head.null_condition())
+@pytest.mark.parametrize("denoiser", DENOISERS[1:])
+def test_logits_are_finite_without_noise(build: Build, denoiser: str) -> None:
+    model = build(denoiser=denoiser, context_path="direct", num_bits=7)  # the first bit is never 1
+    ids = torch.randint(0, 50, (2, 4))
+    clean = ((ids[..., None] >> torch.arange(6, -1, -1)) & 1) * 2.0 - 1
+    logits = model.head(clean, torch.zeros(2, 1), model.head.prepare_null(model.model.embed_tokens.weight).repeat(2))
     assert logits.isfinite().all()
     assert torch.equal(to_codes(logits), clean)
 
 
-def test_every_slot_sees_every_slot_and_the_context_and_the_level(build) -> None:
-    head = build().head
+@every_variant
+@torch.no_grad()
+def test_every_slot_sees_every_slot_and_the_context_and_the_level(
+    build: Build, denoiser: str, path: str, rank: int | None
+) -> None:
+    model = build(**options(denoiser, path, rank))
     noisy, t, context = inputs(1)
-    logits = head(noisy, t, head.condition(context))
-    for slot in range(4):
+
+    def answer(noisy: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        return model.head(noisy, t, model.prepare(context))
+
+    logits = answer(noisy, t, context)
+    for slot in range(M):
         other = noisy.clone()
         other[:, slot] += 1
-        assert ((head(other, t, head.condition(context)) - logits).abs() > 1e-6).any(-1).all()
+        assert ((answer(other, t, context) - logits).abs() > 1e-6).any(-1).all()
         other = context.clone()
         other[:, slot] += 1
-        assert ((head(noisy, t, head.condition(other)) - logits).abs() > 1e-6).any(-1).all()
-    assert not torch.allclose(head(noisy, t * 0.5, head.condition(context)), logits)
-    assert not torch.allclose(head(noisy.flip(1), t, head.condition(context.flip(1))).flip(1), logits)  # slots differ
+        assert ((answer(noisy, t, other) - logits).abs() > 1e-6).any(-1).all()
+    assert not torch.allclose(answer(noisy, t * 0.5, context), logits)
+    assert not torch.allclose(answer(noisy.flip(1), t, context.flip(1)).flip(1), logits)  # slots differ
 
 
-def test_blocks_of_a_batch_are_independent_and_one_level_serves_all(build) -> None:
-    head = build().head
+@every_variant
+@torch.no_grad()
+def test_blocks_of_a_batch_are_independent_and_one_level_serves_all(
+    build: Build, denoiser: str, path: str, rank: int | None
+) -> None:
+    model = build(**options(denoiser, path, rank))
     noisy, t, context = inputs(5)
-    together = head(noisy, t, head.condition(context))
+    prepared = model.prepare(context)
+    together = model.head(noisy, t, prepared)
     for n in range(5):
-        alone = head(noisy[n : n + 1], t[n : n + 1], head.condition(context[n : n + 1]))
+        alone = model.head(noisy[n : n + 1], t[n : n + 1], model.prepare(context[n : n + 1]))
         torch.testing.assert_close(together[n : n + 1], alone, rtol=1e-4, atol=1e-4)
-    shared = head(noisy, t[:1], head.condition(context))
-    torch.testing.assert_close(shared, head(noisy, t[:1].expand(5, 1), head.condition(context)), rtol=1e-4, atol=1e-4)
+    shared = model.head(noisy, t[:1], prepared)
+    torch.testing.assert_close(shared, model.head(noisy, t[:1].expand(5, 1), prepared), rtol=1e-4, atol=1e-4)
+    rows = torch.tensor([4, 0])
+    picked = model.head(noisy[rows], t[rows], prepared.index(rows))
+    torch.testing.assert_close(picked, together[rows], rtol=1e-4, atol=1e-4)
+    twice = model.head(noisy.repeat_interleave(2, 0), t.repeat_interleave(2, 0), prepared.repeat(2))
+    torch.testing.assert_close(twice, together.repeat_interleave(2, 0), rtol=1e-4, atol=1e-4)
+    joined = model.head(
+        noisy[[0, 1, 0]], t[[0, 1, 0]], prepared.index(rows[1:]).cat(prepared.index(torch.tensor([1, 0])))
+    )
+    torch.testing.assert_close(joined, together[[0, 1, 0]], rtol=1e-4, atol=1e-4)
+
+
+@every_variant
+def test_equal_levels_in_all_slots_are_the_shared_level(
+    build: Build, denoiser: str, path: str, rank: int | None
+) -> None:
+    model = build(**options(denoiser, path, rank))
+    noisy, t, context = inputs(5)
+
+    def run(t: Tensor) -> list[Tensor]:
+        model.zero_grad()
+        logits = model.head(noisy, t, model.prepare(context))
+        logits.tanh().sum().backward()
+        return [logits, *(p.grad.clone() for p in model.head.parameters() if p.grad is not None)]
+
+    for one, other in zip(run(t), run(t.expand(5, M).contiguous()), strict=True):
+        assert torch.equal(one, other)
+
+
+@every_variant
+@torch.no_grad()
+def test_each_slot_has_its_own_level(build: Build, denoiser: str, path: str, rank: int | None) -> None:
+    """Other levels elsewhere change a slot's logits only through the network; its own also by the matched filter."""
+    model = build(**options(denoiser, path, rank))
+    noisy, _, context = inputs(3)
+    prepared = model.prepare(context)
+    t = torch.tensor([[0.3, 0.5, 0.7, 0.9]]).expand(3, M)
+    logits = model.head(noisy, t, prepared)
+    for slot in range(M):
+        changed = t.clone()
+        changed[:, slot] = 0.2
+        other = model.head(noisy, changed, prepared)
+        assert ((other - logits).abs() > 1e-7).any(-1).all()
+    if denoiser == "matched_filter":
+        for linear in (model.head.output, *([model.head.prior] if model.head.prior else [])):
+            linear.weight.zero_()
+            linear.bias.zero_()
+        logits = model.head(noisy, t, model.prepare(context))
+        for slot, level in enumerate([0.3, 0.5, 0.7, 0.9]):
+            torch.testing.assert_close(logits[:, slot], fair_log_odds(noisy[:, slot], level), rtol=1e-4, atol=1e-3)
+
+
+@every_variant
+@torch.no_grad()
+def test_sampling_is_prepared_once_for_both_branches(build: Build, denoiser: str, path: str, rank: int | None) -> None:
+    model = build(**options(denoiser, path, rank))
+    noisy, t, context = inputs(3)
+    embedding = model.model.embed_tokens.weight
+    conditional = model.head(noisy, t, model.prepare(context))
+    null = model.head(noisy, t, model.head.prepare_null(embedding).repeat(3))
+    alone = model.head.prepare_sampling(context, embedding, guided=False)
+    torch.testing.assert_close(model.head(noisy, t, alone), conditional, rtol=1e-5, atol=1e-5)
+    both: Prepared = model.head.prepare_sampling(context, embedding, guided=True)
+    got = model.head(noisy.repeat(2, 1, 1), t.repeat(2, 1), both)
+    torch.testing.assert_close(got, torch.cat([conditional, null]), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_direct_path_reads_log_odds_and_input_from_the_context(build: Build) -> None:
+    model = build(context_path="direct")
+    noisy, t, context = inputs(2)
+    prepared = model.prepare(context)
+    weight, bias = model.head.prior.weight.double(), model.head.prior.bias.double()
+    expected = torch.stack([weight @ block.flatten().double() + bias for block in context]).view(2, M, B)
+    torch.testing.assert_close(prepared.prior.double(), expected, rtol=1e-5, atol=1e-5)
+    logits = model.head(noisy, t, prepared)
+    model.head.prior.weight.zero_()
+    model.head.prior.bias.zero_()
+    rest = model.head(noisy, t, model.prepare(context))
+    torch.testing.assert_close(logits - rest, prepared.prior, rtol=1e-4, atol=1e-4)
+    model.head.context.weight.zero_()
+    assert not torch.allclose(model.head(noisy, t, model.prepare(context)), rest)
 
 
 def test_modulation_is_shared_by_three_layers() -> None:
