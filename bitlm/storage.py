@@ -8,21 +8,23 @@ bucket, access denied) ends at once as a SourceError that names the URL and the 
 import contextlib
 import glob as local_glob
 import hashlib
+import io
 import os
 import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from bitlm.errors import ArtifactError, SourceError
+from bitlm.storage_local import aside, durable, walk
+from bitlm.storage_reading import RemoteFile
 from bitlm.storage_requests import ATTEMPTS, AbsentError, ask, redact, refused_as_existing, told
 
 PIECE = 32 * 2**20  # bytes per ranged read of a remote object
-PARTIAL = ".partial~"  # ends the name of a local file that is being written
 
 
 def join(url: str, *parts: str) -> str:
@@ -98,13 +100,24 @@ def read_if_exists(url: str) -> bytes | None:
     return None
 
 
+def open_read(url: str, ahead: int = 0) -> BinaryIO:
+    """A file to read and seek in; on a remote store each read is a request, made again after a passing fault.
+    ``ahead``: bytes to ask for at a time where it is read in small steps."""
+    fs, path = filesystem(url)
+    if is_local(url):
+        with told(url):
+            return open(path, "rb")
+    file = RemoteFile(url, ask(url, fs.open, path, "rb", cache_type="none"))
+    return io.BufferedReader(file, ahead) if ahead else file
+
+
 def write_atomic(url: str, data: bytes) -> None:
     """Write a whole file, replacing what was there; readers see the old bytes or the new ones, never a part."""
     fs, path = filesystem(url)
     if not is_local(url):
         ask(url, fs.pipe_file, path, data)
         return
-    with _aside(url, path) as partial:
+    with aside(url, path) as partial:
         with open(partial, "xb") as file:
             file.write(data)
         durable(partial)
@@ -116,7 +129,7 @@ def write_new(url: str, data: bytes) -> bool:
     """Write a whole file only where there is none yet, else return False. Of several writers at once one wins."""
     fs, path = filesystem(url)
     if is_local(url):
-        with _aside(url, path) as partial:
+        with aside(url, path) as partial:
             with open(partial, "xb") as file:
                 file.write(data)
             durable(partial)
@@ -146,7 +159,7 @@ def list_sizes(url: str) -> dict[str, int]:
     fs, path = filesystem(url)
     if is_local(url):
         with told(url):
-            return dict(sorted(_walk(path)))
+            return dict(sorted(walk(path)))
     found = ask(url, fs.find, path, detail=True)
     if not found:
         list_folders(url)  # raises where the bucket itself is missing
@@ -186,26 +199,24 @@ def remove_tree(url: str) -> None:
         ask(url, fs.rm, path, recursive=True)
 
 
-def remove_partial(folder: str) -> None:
-    """Remove what writers that died left below a local folder."""
-    for parent, _, names in os.walk(local_path(folder)):
-        for name in names:
-            if name.endswith(PARTIAL):
-                os.unlink(os.path.join(parent, name))
-
-
 def sha256(url: str) -> tuple[int, str]:
     """(bytes, hex digest) of a file, read in pieces."""
-    fs, path = filesystem(url)
     digest = hashlib.sha256()
     if is_local(url):
-        with told(url), open(path, "rb") as file:
+        with told(url), open(local_path(url), "rb") as file:
             hashlib.file_digest(file, lambda: digest)
             return file.tell(), digest.hexdigest()
     total = size(url)
-    for start in range(0, total, PIECE):
-        digest.update(ask(url, fs.cat_file, path, start=start, end=min(start + PIECE, total)))
+    for piece in pieces(url, total):
+        digest.update(piece)
     return total, digest.hexdigest()
+
+
+def pieces(url: str, total: int) -> Iterator[bytes]:
+    """The ``total`` bytes of a remote file, each piece by a request of its own."""
+    fs, path = filesystem(url)
+    for start in range(0, total, PIECE):
+        yield ask(url, fs.cat_file, path, start=start, end=min(start + PIECE, total))
 
 
 def upload(local_file: str, url: str) -> tuple[int, str]:
@@ -213,7 +224,7 @@ def upload(local_file: str, url: str) -> tuple[int, str]:
     sent = sha256(local_file)
     fs, path = filesystem(url)
     if is_local(url):
-        with _aside(url, path) as partial:
+        with aside(url, path) as partial:
             shutil.copyfile(local_file, partial)
             durable(partial)
             os.replace(partial, path)
@@ -229,7 +240,7 @@ def download(url: str, local_file: str, *, expect: tuple[int, str] | None = None
     """Fetch a file, aside and then by a rename. Raises ArtifactError unless it has the expected (bytes, sha256)."""
     fs, path = filesystem(url)
     target = local_path(local_file)
-    with _aside(local_file, target) as partial:
+    with aside(local_file, target) as partial:
         ask(url, fs.get_file, path, partial)
         if expect is not None and (found := sha256(partial)) != expect:
             raise ArtifactError(f"{redact(url)} {difference(found, expect)}")
@@ -248,43 +259,3 @@ def copy(source: str, target: str) -> None:
     """Copy one file within a file system (on object stores without moving the bytes through this machine)."""
     fs, path = filesystem(source)
     ask(source, fs.cp_file, path, filesystem(target)[1])
-
-
-def durable(path: str) -> None:
-    """Wait until a local file's bytes, or a folder's entries, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _walk(folder: str) -> Iterator[tuple[str, int]]:
-    def fail(error: OSError) -> None:
-        if not (isinstance(error, FileNotFoundError) and error.filename == folder):
-            raise error
-
-    for parent, folders, names in os.walk(folder, onerror=fail):
-        links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
-        for name in [*names, *links]:
-            path = os.path.join(parent, name)
-            if not name.endswith(PARTIAL):
-                yield os.path.relpath(path, folder).replace(os.sep, "/"), os.lstat(path).st_size
-
-
-@contextlib.contextmanager
-def _aside(url: str, path: str) -> Iterator[str]:
-    """A name beside ``path`` to write to first; whatever is still there afterwards is removed."""
-    with told(url):
-        try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-        except FileExistsError as error:
-            raise NotADirectoryError(os.path.dirname(path)) from error
-        partial = os.path.join(
-            os.path.dirname(path), f".{os.path.basename(path)[:200]}.{secrets.token_hex(4)}{PARTIAL}"
-        )
-        try:
-            yield partial
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(partial)

@@ -113,6 +113,8 @@ def _reading(error: Exception, url: str) -> str | None:
         return "the bucket does not exist; create it or correct the URL"
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
+    if name == "FileExpired":
+        return "it was replaced while it was being read; run again"
     if name in ("NoCredentialsError", "PartialCredentialsError"):
         return f"no credentials for the store; {_CREDENTIALS}"
     if isinstance(error, PermissionError) or _code(error) in ("AccessDenied", "403"):

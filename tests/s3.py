@@ -5,9 +5,12 @@ Import the fixture by name: ``from s3 import s3_root`` or ``from s3 import s3``.
 
 import contextlib
 import http.client
+import itertools
 import logging
+import random
 import secrets
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +19,8 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from bitlm import storage
+
+PASSING = ("503 SlowDown", "500 InternalError", "drop", "cut", "lose")
 
 
 @dataclass
@@ -39,6 +44,20 @@ class S3:
             return how
 
         self.faults.append(fault)
+
+    def disturb(self, share: float, seed: int = 0) -> Counter[str]:
+        """Treat about this share of all requests badly, in each passing way in turn; returns what was done, counted."""
+        chance, ways, done = random.Random(seed), itertools.cycle(PASSING), Counter[str]()
+
+        def fault(_asked: str, _path: str) -> str | None:
+            if chance.random() >= share:
+                return None
+            how = next(ways)
+            done[how] += 1
+            return how
+
+        self.faults.append(fault)
+        return done
 
 
 class _Proxy(BaseHTTPRequestHandler):

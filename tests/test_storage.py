@@ -1,4 +1,5 @@
 import hashlib
+import io
 import os
 import secrets
 import signal
@@ -10,10 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from s3 import S3, _moto, s3, s3_root  # noqa: F401
+from s3 import PASSING, S3, _moto, s3, s3_root  # noqa: F401
 
 from bitlm import storage, storage_requests
 from bitlm.errors import ArtifactError, SourceError
+from bitlm.storage_local import remove_partial
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
@@ -94,6 +96,26 @@ def test_stat_tag_follows_the_contents(root: str) -> None:
     assert storage.stat_tag(url)["etag"] != first["etag"]
 
 
+@pytest.mark.parametrize("ahead", [0, 1000])
+def test_an_open_file_reads_and_seeks_like_the_bytes_it_holds(root: str, ahead: int) -> None:
+    data = os.urandom(50_000)
+    url = storage.join(root, "f")
+    storage.write_atomic(url, data)
+    with storage.open_read(url, ahead) as file:
+        plain = io.BytesIO(data)
+        for step in ((0, 0), (10, 0), (-7, 2), (49_990, 0), (25_000, 0), (-100, 1), (60_000, 0)):
+            assert file.seek(*step) == plain.seek(*step)
+            for length in (3, 4000, 0):
+                assert file.read(length) == plain.read(length)
+                assert file.tell() == plain.tell()
+        file.seek(11)
+        assert file.read() == data[11:]
+    with storage.open_read(url, 5000) as file:
+        assert list(file) == list(io.BytesIO(data))
+    with pytest.raises(SourceError, match="none: there is no such file"):
+        storage.open_read(storage.join(root, "none"))
+
+
 def test_exclusive_create_has_one_winner(root: str) -> None:
     url = storage.join(root, "claims/v1")
     assert storage.write_new(url, b"first")
@@ -150,7 +172,7 @@ def test_a_write_killed_midway_leaves_nothing_visible(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2, "the partial file should be there, else nothing was tested"
     assert target.read_bytes() == b"old"
     assert storage.list_files(str(tmp_path)) == ["data"]
-    storage.remove_partial(str(tmp_path))
+    remove_partial(str(tmp_path))
     assert [p.name for p in tmp_path.iterdir()] == ["data"]
 
 
@@ -192,6 +214,46 @@ def test_an_answer_cut_in_the_middle_is_read_again(s3: S3, tmp_path: Path) -> No
     s3.fail("GET", "/root/f", "cut", times=1)
     storage.download(url, str(tmp_path / "f"))
     assert (tmp_path / "f").read_bytes() == data
+
+
+def test_a_read_of_an_open_file_is_repeated_from_where_it_began(s3: S3) -> None:  # noqa: F811
+    url, data = storage.join(s3.root, "f"), os.urandom(100_000)
+    storage.write_atomic(url, data)
+    with storage.open_read(url) as file:
+        read = b""
+        for how in ("cut", "drop", "503 SlowDown", "lose"):
+            s3.fail("GET", "/root/f", how, times=2)
+            read += file.read(25_000)
+    assert read == data
+    assert not s3.faults[-1]("GET", "/root/f"), "a fault was not met"
+
+
+def test_a_file_replaced_while_it_is_read_is_told(s3: S3) -> None:  # noqa: F811
+    url = storage.join(s3.root, "f")
+    storage.write_atomic(url, b"a" * 1000)
+    with storage.open_read(url) as file:
+        assert file.read(10) == b"a" * 10
+        storage.write_atomic(url, b"b" * 1000)
+        with pytest.raises(SourceError, match="root/f: it was replaced while it was being read; run again"):
+            file.read(10)
+
+
+def test_requests_fail_at_random_and_nothing_is_lost(s3: S3, tmp_path: Path) -> None:  # noqa: F811
+    done = s3.disturb(0.12, seed=1)
+    data = {f"d/{i}": os.urandom(1000 * i) for i in range(10)}
+    for name, content in data.items():
+        assert storage.write_new(storage.join(s3.root, name), content)
+    assert storage.list_sizes(s3.root) == {name: len(data[name]) for name in sorted(data)}
+    for name, content in data.items():
+        url = storage.join(s3.root, name)
+        storage.copy(url, storage.join(s3.root, "copy"))
+        assert storage.read_bytes(storage.join(s3.root, "copy")) == content
+        expected = (len(content), hashlib.sha256(content).hexdigest())
+        assert storage.sha256(url) == expected
+        storage.download(url, str(tmp_path / "f"), expect=expected)
+    assert set(done) == set(PASSING), done
+    storage.remove_tree(s3.root)
+    assert storage.list_files(s3.root) == []
 
 
 def test_a_lost_answer_does_not_lose_the_claim(s3: S3) -> None:  # noqa: F811

@@ -11,6 +11,7 @@ from bitlm import storage
 from bitlm.artifacts.record import RECORD_FILE, Record, encode
 from bitlm.artifacts.work import Work
 from bitlm.errors import ArtifactError
+from bitlm.storage_local import durable, remove_partial
 
 THREADS = 8
 Make = Callable[[int], Record]  # version → record
@@ -26,15 +27,15 @@ def threaded(work: Callable[[_A], _B], items: Iterable[_A]) -> list[_B]:
 
 def prepare(out: str) -> None:
     """Drop what writers that died left in a local ``out``, and wait until all the rest is on disk."""
-    storage.remove_partial(out)
+    remove_partial(out)
     for parent, folders, names in os.walk(out, topdown=False):
         for name in [*folders, *names]:
             path = os.path.join(parent, name)
             if os.path.islink(path):
                 raise ArtifactError(f"{path} is a link; an artifact holds files only")
         for name in names:
-            storage.durable(os.path.join(parent, name))
-        storage.durable(parent)
+            durable(os.path.join(parent, name))
+        durable(parent)
 
 
 def local(root: str, key: str, work: Work, first: int, make: Make) -> Record:
@@ -52,7 +53,7 @@ def local(root: str, key: str, work: Work, first: int, make: Make) -> Record:
                 raise
             version += 1
         else:
-            storage.durable(os.path.dirname(target))
+            durable(os.path.dirname(target))
             return record
 
 
