@@ -1,12 +1,16 @@
 """Small artifacts for tests."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from bitlm import storage
 from bitlm.artifacts import Draft, Record, Store, Work, fingerprint
+from bitlm.data.shards import ShardWriter
 
 FILES = {"a.bin": os.urandom(5000), "deep/er/b.bin": b"hello", "empty": b""}
 
@@ -35,3 +39,8 @@ def begin(store: Store, of: Draft, files: Mapping[str, bytes] = FILES) -> Work:
 def make(store: Store, of: Draft | None = None, files: Mapping[str, bytes] = FILES) -> Record:
     of = of or draft()
     return store.commit(begin(store, of, files), of)
+
+
+def add_document(writer: ShardWriter, id: str, row: int, ids: Iterable[int]) -> None:
+    tokens = np.array(list(ids), dtype=np.uint32)
+    writer.add(tokens, np.array([len(tokens)]), pa.array([id]), np.array([row]), "source.parquet")

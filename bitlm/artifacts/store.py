@@ -161,7 +161,7 @@ class Store:
         paths = [path for path in storage.list_files(work.out) if path != RECORD_FILE]
         if not paths:
             raise ArtifactError(f"{draft.stage}/{draft.name}: nothing was written to {storage.redact(work.out)}")
-        files = threaded(lambda path: _entry(work.out, path), paths)
+        files = threaded(lambda path: _entry(work, path), paths)
         known = self.ids(draft.stage, draft.name)
         first = int(known[-1].rpartition("@v")[2]) + 1 if known else 1
         publisher = publish.local if storage.is_local(self.root) else publish.remote
@@ -188,8 +188,8 @@ class Store:
             raise ArtifactError(f"{record.id}: {entry.path} {storage.difference(found, (entry.bytes, entry.sha256))}")
 
 
-def _entry(out: str, path: str) -> FileEntry:
-    size, digest = storage.sha256(storage.join(out, path))
+def _entry(work: Work, path: str) -> FileEntry:
+    size, digest = work.digests.get(path) or storage.sha256(storage.join(work.out, path))
     return FileEntry(path=path, bytes=size, sha256=digest)
 
 

@@ -35,6 +35,7 @@ class Work:
         self.label = label
         self.out = storage.join(folder, "out")
         self.scratch = storage.join(folder, "scratch")
+        self.digests: dict[str, tuple[int, str]] = {}  # (bytes, sha256) of files in ``out``, where their writer told
         self._lock: int | None = None
         self._token: str | None = None
         if storage.is_local(folder):

@@ -53,6 +53,9 @@ class TokenizerConfig(StageConfig):
 
 class TokensExecution(Frozen):
     num_workers: int | None = Field(None, ge=1, description="units in work at once; by default the cluster's CPUs")
+    engine: Literal["fast", "reference"] = Field(
+        "fast", description="fastokens, or tokenizers for everything; the ids are the same"
+    )
 
 
 class TokensConfig(StageConfig):

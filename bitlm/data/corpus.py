@@ -113,7 +113,7 @@ def parquet_bytes(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def locate(store: Store, record: Record, file: TextFile) -> str:
+def locate(store: Store, record: Record, file: SourceFile) -> str:
     """Where to read a file of the corpus, after checking that it is what the artifact says.
 
     Raises ArtifactError for a damaged file of the artifact, SourceError for a file from outside that has changed.

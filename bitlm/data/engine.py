@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 Engine = Literal["fast", "reference"]
 
-SAMPLE_SHARE = 2**-10  # of a batch's characters, encoded by both engines
+SAMPLE_SHARE = 2**-11  # of a batch's characters, encoded by both engines
 SAMPLE_CHARACTERS = 2**15  # of one text: the reference is slow, and its memory grows with the text
 
 

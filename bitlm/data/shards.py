@@ -2,12 +2,13 @@
 
 Column ``codes`` is ``fixed_size_binary(B)``; each value is 8 tokens × B bits, so token 8i starts at a byte for every B.
 A shard is one record batch, so its codes are one contiguous piece of the file. The side file maps tokens back to
-documents: ``id``, ``first_token``, ``length`` (without the end token) and ``row`` of the source file.
+documents: ``id``, ``first_token``, ``length`` (without the end token), and ``row`` of the source ``file``.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -20,8 +21,9 @@ GROUP = 8  # tokens per value of the column
 METADATA = b"bitlm"
 DOCS_SCHEMA = pa.schema([
     ("id", pa.string()), ("first_token", pa.int64()), ("length", pa.int64()), ("row", pa.int64()),
+    ("file", pa.string()),
 ])  # fmt: skip
-_PACK_TOKENS = 2**17  # packed at a time
+MOST_BYTES, MOST_DOCUMENTS = 2**28, 2**21  # in a shard, give or take a batch of documents
 
 
 @dataclass(frozen=True)
@@ -39,48 +41,54 @@ class ShardWriter:
     def __init__(self, num_bits: int, end_id: int) -> None:
         self._num_bits, self._end_id = num_bits, end_id
         self._packed = bytearray()
-        self._waiting: list[np.ndarray] = []
-        self._waiting_tokens = 0
-        self._tokens = 0
-        self._docs: dict[str, list] = {name: [] for name in DOCS_SCHEMA.names}
+        self._rest = np.empty(0, dtype=np.uint32)  # tokens of a group that is not complete yet
+        self._docs: list[pa.RecordBatch] = []
+        self.documents = 0
+        self.tokens = 0
 
-    def add(self, id: str, row: int, ids: Sequence[int]) -> None:
-        """Append a document's token ids and the end token."""
-        for name, value in zip(DOCS_SCHEMA.names, (id, self._tokens, len(ids), row), strict=True):
-            self._docs[name].append(value)
-        document = np.empty(len(ids) + 1, dtype=np.uint32)
-        document[:-1], document[-1] = ids, self._end_id
-        self._waiting.append(document)
-        self._waiting_tokens += len(document)
-        self._tokens += len(document)
-        if self._waiting_tokens >= _PACK_TOKENS:
-            self._pack()
+    def add(
+        self, tokens: np.ndarray, lengths: np.ndarray, ids: pa.StringArray, rows: np.ndarray, file: str
+    ) -> None:  # fmt: skip
+        """Append n documents, each followed by the end token: ``tokens`` uint32 of all of them, their ``lengths``
+        int64 [n], their ``ids`` [n], and the ``rows`` int64 [n] of the source ``file`` that they come from."""
+        ends = np.cumsum(lengths + 1)  # [n], one past the end token of each
+        stream = np.empty(len(self._rest) + len(tokens) + len(ends), dtype=np.uint32)
+        stream[: len(self._rest)] = self._rest
+        added = stream[len(self._rest) :]
+        is_text = np.ones(len(added), dtype=bool)
+        is_text[ends - 1] = False
+        added[ends - 1] = self._end_id
+        added[is_text] = tokens
+        self._pack(stream)
+        first = self.tokens + ends - lengths - 1
+        columns = [ids, first, lengths, rows, pa.repeat(file, len(ends))]
+        self._docs.append(pa.record_batch(columns, schema=DOCS_SCHEMA))
+        self.documents += len(ends)
+        self.tokens += len(added)
 
     @property
-    def documents(self) -> int:
-        return len(self._docs["id"])
+    def full(self) -> bool:
+        """Whether it is time to begin another shard: what is in memory has a bound."""
+        return len(self._packed) >= MOST_BYTES or self.documents >= MOST_DOCUMENTS
 
-    def write(self, path: str, docs_path: str) -> Counts:
-        """Fill the last group with end tokens and write both files to local paths."""
-        filling = -self._tokens % GROUP
-        self._waiting.append(np.full(filling, self._end_id, dtype=np.uint32))
-        self._pack()
-        counts = Counts(self.documents, self._tokens + filling, filling)
+    def write(self, shard: str | BinaryIO, docs: str | BinaryIO) -> Counts:
+        """Fill the last group with end tokens and write both files, to local paths or open files."""
+        filling = -self.tokens % GROUP
+        self._pack(np.concatenate([self._rest, np.full(filling, self._end_id, dtype=np.uint32)]))
+        counts = Counts(self.documents, self.tokens + filling, filling)
         kind = pa.binary(self._num_bits)
         meta = {METADATA: json.dumps({"num_bits": self._num_bits, "tokens": counts.tokens}).encode()}
         column = pa.Array.from_buffers(kind, counts.tokens // GROUP, [None, pa.py_buffer(self._packed)])
         schema = pa.schema([pa.field("codes", kind, nullable=False)], metadata=meta)
-        with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        with pa.ipc.new_file(shard, schema) as writer:
             writer.write_batch(pa.record_batch([column], schema=schema))
-        pq.write_table(pa.table(self._docs, schema=DOCS_SCHEMA), docs_path, compression="zstd")
+        pq.write_table(pa.Table.from_batches(self._docs, schema=DOCS_SCHEMA), docs, compression="zstd")
         return counts
 
-    def _pack(self) -> None:
-        ids = np.concatenate(self._waiting)
-        whole = len(ids) // GROUP * GROUP
-        self._packed += packing.pack(ids[:whole], self._num_bits).tobytes()
-        self._waiting = [ids[whole:]]
-        self._waiting_tokens = len(ids) - whole
+    def _pack(self, tokens: np.ndarray) -> None:
+        whole = len(tokens) // GROUP * GROUP
+        self._packed += packing.pack(tokens[:whole], self._num_bits).data
+        self._rest = tokens[whole:].copy()
 
 
 class Shard:

@@ -41,8 +41,12 @@ class TextBatch:
 
     def views(self) -> list[memoryview]:
         """The UTF-8 bytes of each text, not copied; none where a row is unusable."""
-        bounds, view = text_bounds(self.texts).tolist(), memoryview(self.texts.buffers()[2] or b"")
-        return [view[start:end] for start, end in pairwise(bounds)]
+        view = memoryview(self.texts.buffers()[2] or b"")
+        return [view[start:end] for start, end in pairwise(self.bounds().tolist())]
+
+    def bounds(self) -> np.ndarray:
+        """Where each text begins in the buffer, and the end of the last: int64 [n + 1]."""
+        return text_bounds(self.texts)
 
     def strings(self) -> np.ndarray:
         """str objects [n], None where a row is unusable."""

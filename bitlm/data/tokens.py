@@ -1,219 +1,148 @@
-"""Units of the tokens stage: a range of row groups of one source file becomes one shard for each split.
+"""Units of the tokens stage: which parts of which source files become which shards, and the records that say so.
 
-A unit's files are a function of the unit alone. Its record is written last, so a unit without one is simply done again.
+A unit's files are a function of the unit and its job alone. Its record is written last, in one step: a unit without one
+counts for nothing and is simply done again.
 """
 
 import json
-import os
-import tempfile
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from bitlm import storage
-from bitlm.artifacts.record import Record
-from bitlm.artifacts.store import Store
+from bitlm.artifacts.record import FileEntry, Record
 from bitlm.config.stages import Frozen
-from bitlm.data.corpus import EXCLUDED_FILE, Corpus, TextFile, locate
-from bitlm.data.rows import Row, derived_id, read_rows
-from bitlm.data.shards import ShardWriter
-from bitlm.data.splits import digest, text_split
-from bitlm.data.tokenizer import load_tokenizer
+from bitlm.data.corpus import TextFile
+from bitlm.data.engine import Engine
+from bitlm.data.sources import SourceFile
 
 TOKENS_FILE = "tokens.json"
 SPLITS = ("train", "validation")
-TEST_DOCUMENT = "test_document"  # reason of a row whose text must not be trained on
-REJECTED_SCHEMA = pa.schema([
-    ("reason", pa.string()), ("file", pa.string()), ("row", pa.int64()), ("id", pa.string()), ("text", pa.string()),
-])  # fmt: skip
+MOST_PARTS = 64  # of a unit: with more tiny files it would take long, and spread badly
+
+
+class Part(SourceFile):
+    """Row groups ``row_groups[0]`` … ``row_groups[1] - 1`` of a file, or the whole file where that is None.
+
+    ``text_bytes`` is what is known of the text's size before it is read; jsonl has neither ``first_row`` nor ``rows``.
+    """
+
+    row_groups: tuple[int, int] | None
+    first_row: int | None
+    rows: int | None
+    text_bytes: int
+
+    @property
+    def groups(self) -> range | None:
+        return None if self.row_groups is None else range(*self.row_groups)
 
 
 class Unit(Frozen):
-    """Row groups ``first_group`` … ``last_group - 1`` of a file; the whole file where they are None."""
-
     index: int
-    file: TextFile
-    first_group: int | None
-    last_group: int | None
-
-    @property
-    def row_groups(self) -> range | None:
-        return None if self.first_group is None else range(self.first_group, self.last_group)
+    parts: tuple[Part, ...]
 
     @property
     def bytes(self) -> int:
-        groups = self.row_groups
-        return self.file.bytes if groups is None else sum(self.file.row_groups[i].bytes for i in groups)
+        return sum(part.text_bytes for part in self.parts)
 
 
-class ShardEntry(Frozen):
-    """A shard in ``tokens.json``; ``docs`` is its side file, ``row_groups`` the half-open range of ``source``."""
+class ShardEntry(FileEntry):
+    """A shard in ``tokens.json``; ``docs`` is its side file, ``unit`` the unit whose record says where it came from."""
 
-    path: str
-    bytes: int
-    sha256: str
     documents: int
     tokens: int
     filling: int
     text_bytes: int
     docs: str
-    source: str
-    row_groups: tuple[int, int] | None
-
-
-class WrittenFile(Frozen):
-    path: str
-    bytes: int
-    sha256: str
+    unit: int
 
 
 class UnitRecord(Frozen):
-    """What came of a unit. ``documents_in`` = Σ documents of the shards + Σ rejected."""
+    """What came of a unit (``units/NNNNN.json``). ``documents_in`` = Σ documents of the shards + Σ rejected.
 
+    ``format`` is the number of the stage's format, ``corpus`` the fingerprint of the corpus artifact.
+    """
+
+    format: int
     unit: Unit
+    corpus: str
+    tokenizer_sha256: str
     documents_in: int
-    shards: dict[str, ShardEntry]
+    shards: dict[str, tuple[ShardEntry, ...]]
     rejected: dict[str, int]
-    written: tuple[WrittenFile, ...]
+    written: tuple[FileEntry, ...]
 
 
 @dataclass(frozen=True)
 class Job:
-    """What all units share; plain data, so that it can travel to any worker."""
+    """What all units share; small and plain, so that it can travel to any worker. ``out`` is the artifact to be."""
 
     root: str
     out: str
-    scratch: str
-    corpus: Corpus
-    corpus_record: Record
-    tokenizer_record: Record
+    format: int
+    corpus: Record
+    tokenizer: Record
+    text_column: str
+    id_column: str | None
+    validation_fraction: float
+    engine: Engine = "fast"
 
 
 def plan(files: Sequence[TextFile], unit_bytes: int) -> list[Unit]:
-    """Cut files into units of at least ``unit_bytes`` of text where their row groups allow it; never across files."""
-    units: list[Unit] = []
-    for file in files:
-        for first, last in _ranges(file, unit_bytes):
-            units.append(Unit(index=len(units), file=file, first_group=first, last_group=last))
-    return units
+    """Cut files, one after the other, into units of at least ``unit_bytes`` of text where their row groups allow it.
 
-
-def encode_unit(unit: Unit, job: Job) -> UnitRecord:
-    """Make a unit's shards and its record, or return the record where it is complete already.
-
-    Raises SourceError naming file and row for a damaged source file, ArtifactError for a damaged input artifact.
+    Small files share a unit, ``MOST_PARTS`` at most.
     """
-    record_url = storage.join(job.scratch, "units", f"{unit.index:05d}.json")
-    made = _complete(record_url, unit, job)
-    if made is not None:
-        return made
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one unit, one core
-    store = Store(job.root)
-    tokenizer = load_tokenizer(store, job.tokenizer_record)
-    excluded = _excluded(store.checked(job.corpus_record, EXCLUDED_FILE), job.corpus_record.fingerprint)
-    writers = {split: ShardWriter(tokenizer.info.num_bits, tokenizer.info.end_id) for split in SPLITS}
-    text_bytes: Counter[str] = Counter()
-    rejected: list[dict] = []
-    documents_in = 0
-    url = locate(store, job.corpus_record, unit.file)
-    for rows in read_rows(url, unit.file.format, job.corpus.text_column, job.corpus.id_column, unit.row_groups):
-        documents_in += len(rows)
-        usable = []
-        for row, reason, key in _judged(rows, excluded):
-            if reason is None:
-                usable.append((row, key))
-            else:
-                rejected.append(
-                    {"reason": reason, "file": unit.file.path, "row": row.row, "id": row.id, "text": row.text}
-                )
-        encoded = tokenizer.encode_batch([row.text for row, _ in usable])
-        for (row, key), ids in zip(usable, encoded, strict=True):
-            split = text_split(key, job.corpus.validation_fraction)
-            writers[split].add(row.id if row.id is not None else derived_id(key), row.row, ids)
-            text_bytes[split] += len(row.text.encode())
-    return _finish(unit, job, record_url, documents_in, writers, text_bytes, rejected)
+    units: list[Unit] = []
+    parts: list[Part] = []
+    size = 0
+    for file in files:
+        first, row, taken, rows = 0, 0, 0, 0
+        sizes = [(file.rows, file.bytes)] if file.row_groups is None else [(g.rows, g.bytes) for g in file.row_groups]
+        for index, (group_rows, group_bytes) in enumerate(sizes):
+            taken, rows = taken + group_bytes, rows + (group_rows or 0)
+            enough = size + taken >= unit_bytes
+            if enough or index == len(sizes) - 1:
+                parts.append(_part(file, (first, index + 1), row, rows, taken))
+                size += taken
+                first, row, taken, rows = index + 1, row + rows, 0, 0
+            if enough or len(parts) == MOST_PARTS:
+                units.append(Unit(index=len(units), parts=tuple(parts)))
+                parts, size = [], 0
+    return [*units, Unit(index=len(units), parts=tuple(parts))] if parts else units
 
 
-def _ranges(file: TextFile, unit_bytes: int) -> Iterator[tuple[int | None, int | None]]:
+def _part(file: TextFile, groups: tuple[int, int], first_row: int, rows: int, text_bytes: int) -> Part:
+    source = {name: getattr(file, name) for name in SourceFile.model_fields}
     if file.row_groups is None:
-        yield None, None
-        return
-    first, size = 0, 0
-    for index, group in enumerate(file.row_groups):
-        size += group.bytes
-        if size >= unit_bytes or index == len(file.row_groups) - 1:
-            yield first, index + 1
-            first, size = index + 1, 0
+        return Part(**source, row_groups=None, first_row=None, rows=None, text_bytes=text_bytes)
+    return Part(**source, row_groups=groups, first_row=first_row, rows=rows, text_bytes=text_bytes)
 
 
-def _judged(rows: Iterable[Row], excluded: frozenset[bytes]) -> Iterator[tuple[Row, str | None, bytes]]:
-    """(row, reason to reject it, sha256 of its text)."""
-    for row in rows:
-        key = digest(row.text) if row.reason is None else b""
-        yield row, TEST_DOCUMENT if key in excluded else row.reason, key
+def record_path(unit: Unit) -> str:
+    return f"units/{unit.index:05d}.json"
 
 
-def _finish(
-    unit: Unit, job: Job, record_url: str, documents_in: int, writers: dict[str, ShardWriter],
-    text_bytes: Counter[str], rejected: list[dict],
-) -> UnitRecord:  # fmt: skip
-    shards: dict[str, ShardEntry] = {}
-    written: list[WrittenFile] = []
-    near = storage.local_path(job.scratch) if storage.is_local(job.scratch) else None
-    with tempfile.TemporaryDirectory(dir=near) as folder:
-
-        def put(local: str, path: str) -> WrittenFile:
-            size, sha256 = storage.upload(local, storage.join(job.out, path))
-            written.append(WrittenFile(path=path, bytes=size, sha256=sha256))
-            return written[-1]
-
-        for split, writer in writers.items():
-            if writer.documents == 0:
-                continue
-            base = f"shards/{split}/{unit.index:05d}"
-            local, local_docs = os.path.join(folder, "shard"), os.path.join(folder, "docs")
-            counts = writer.write(local, local_docs)
-            docs, shard = put(local_docs, f"{base}.docs.parquet"), put(local, f"{base}.arrow")
-            shards[split] = ShardEntry(
-                **shard.model_dump(), documents=counts.documents, tokens=counts.tokens, filling=counts.filling,
-                text_bytes=text_bytes[split], docs=docs.path, source=unit.file.path,
-                row_groups=None if unit.first_group is None else (unit.first_group, unit.last_group),
-            )  # fmt: skip
-        if rejected:
-            local = os.path.join(folder, "rejected")
-            pq.write_table(pa.Table.from_pylist(rejected, schema=REJECTED_SCHEMA), local, compression="zstd")
-            put(local, f"rejected/{unit.index:05d}.parquet")
-    assert documents_in == sum(shard.documents for shard in shards.values()) + len(rejected), unit
-    reasons = dict(sorted(Counter(row["reason"] for row in rejected).items()))
-    made = UnitRecord(unit=unit, documents_in=documents_in, shards=shards, rejected=reasons, written=tuple(written))
-    storage.write_atomic(record_url, made.model_dump_json().encode())
-    return made
-
-
-def _complete(record_url: str, unit: Unit, job: Job) -> UnitRecord | None:
+def complete(unit: Unit, job: Job, tokenizer_sha256: str) -> UnitRecord | None:
     """The record of a finished unit, if there is one and its files are what it says."""
-    data = storage.read_if_exists(record_url)
+    data = storage.read_if_exists(storage.join(job.out, record_path(unit)))
     if data is None:
         return None
     made = UnitRecord.model_validate_json(data)
-    if made.unit != unit:
+    same = (job.format, unit, job.corpus.fingerprint, tokenizer_sha256)
+    if (made.format, made.unit, made.corpus, made.tokenizer_sha256) != same:
         return None
-    for file in made.written:
-        url = storage.join(job.out, file.path)
-        if not storage.exists(url) or storage.sha256(url) != (file.bytes, file.sha256):
-            return None
-    return made
+    return made if all(_intact(storage.join(job.out, file.path), file) for file in made.written) else None
+
+
+def _intact(url: str, file: FileEntry) -> bool:
+    """By every byte on a local disk, which may have lost some in a crash. A store keeps an object whole."""
+    if not storage.exists(url):
+        return False
+    if not storage.is_local(url):
+        return storage.size(url) == file.bytes
+    return storage.sha256(url) == (file.bytes, file.sha256)
 
 
 def to_json(summary: dict[str, Any]) -> bytes:
     return json.dumps(summary, indent=1, sort_keys=True).encode()
-
-
-@lru_cache(maxsize=1)
-def _excluded(path: str, _fingerprint: str) -> frozenset[bytes]:
-    return frozenset(map(bytes.fromhex, pq.read_table(path)["text_sha256"].to_pylist()))

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from made import add_document
 
 from bitlm.config import PromptConfig, TokenizerConfig
 from bitlm.data.loader import FinetuneBatches, PretrainBatches
@@ -28,7 +29,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder, found = tmp_path_factory.mktemp("shards"), []
     for number, tokens in enumerate([50, 7, 90]):
         writer = ShardWriter(12, 0)
-        writer.add("d", 0, range(1 + 100 * number, 1 + 100 * number + tokens))
+        add_document(writer, "d", 0, range(1 + 100 * number, 1 + 100 * number + tokens))
         found.append(str(folder / f"{number}.arrow"))
         writer.write(found[-1], str(folder / f"{number}.docs"))
     return found

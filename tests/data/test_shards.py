@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made import add_document
 
 from bitlm.data.shards import Counts, Sequences, Shard, ShardWriter
 from bitlm.errors import ArtifactError
@@ -16,7 +17,7 @@ END = 1
 def write(folder: Path, documents: list[list[int]], num_bits: int, name: str = "s") -> tuple[Path, Path, Counts]:
     writer = ShardWriter(num_bits, END)
     for row, ids in enumerate(documents):
-        writer.add(f"doc-{row}", row, ids)
+        add_document(writer, f"doc-{row}", row, ids)
     path, docs = folder / f"{name}.arrow", folder / f"{name}.docs.parquet"
     return path, docs, writer.write(str(path), str(docs))
 

@@ -11,11 +11,14 @@ import pytest
 import ray
 from tokenizers import Tokenizer
 
+from bitlm import storage
 from bitlm.artifacts.record import Record
 from bitlm.artifacts.store import Store
 from bitlm.config import PretrainConfig
+from bitlm.data import encode
 from bitlm.data import tokens as units
 from bitlm.data.corpus import load_corpus
+from bitlm.data.encode import UnitResult
 from bitlm.data.loader import open_pretrain
 from bitlm.data.shards import Shard
 from bitlm.data.splits import digest, text_split
@@ -141,15 +144,15 @@ def test_a_killed_worker_leaves_no_trace(
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
-    def fragile(unit: units.Unit, job: units.Job) -> units.UnitRecord:
+    def fragile(unit: units.Unit, job: units.Job) -> UnitResult:
         if unit.index == 1:  # die between the first file of the unit and its record
-            put = units.storage.upload
-            units.storage.upload = lambda *args: kill_once(put, *args)
+            put = storage.write_atomic
+            storage.write_atomic = lambda *args: kill_once(put, *args)
             try:
-                return units.encode_unit(unit, job)
+                return encode.encode_unit(unit, job)
             finally:
-                units.storage.upload = put
-        return units.encode_unit(unit, job)
+                storage.write_atomic = put
+        return encode.encode_unit(unit, job)
 
     monkeypatch.setattr(tokens, "encode_unit", ray.remote(max_retries=2)(fragile))
     record = run_stages(tmp_path / "root", *settings)["tokens"]
@@ -163,26 +166,24 @@ def test_a_run_that_died_is_continued_not_repeated(
 ) -> None:
     log = tmp_path / "log"
 
-    def dying(unit: units.Unit, job: units.Job) -> units.UnitRecord:
+    def dying(unit: units.Unit, job: units.Job) -> UnitResult:
         if unit.index == 3:
             raise OSError("the disk is full")
-        return units.encode_unit(unit, job)
+        return encode.encode_unit(unit, job)
 
-    def logging(unit: units.Unit, job: units.Job) -> units.UnitRecord:
-        before = {path: path.stat().st_mtime_ns for path in Path(job.out).rglob(f"{unit.index:05d}.arrow")}
-        made = units.encode_unit(unit, job)
-        after = {path: path.stat().st_mtime_ns for path in Path(job.out).rglob(f"{unit.index:05d}.arrow")}
+    def logging(unit: units.Unit, job: units.Job) -> UnitResult:
+        result = encode.encode_unit(unit, job)
         with log.open("a") as file:
-            file.write(f"{unit.index}:{'kept' if before == after else 'made'}\n")
-        return made
+            file.write(f"{unit.index}:{'kept' if result.seconds is None else 'made'}\n")
+        return result
 
     with monkeypatch.context() as patch:
         patch.setattr(tokens, "encode_unit", ray.remote(dying))
         with pytest.raises(OSError, match="the disk is full"):
             run_stages(tmp_path / "root", *settings, "tokens.execution.num_workers=1")
-    scratch = next((tmp_path / "root").glob(".work/tokens/*/scratch/units"))
-    assert sorted(path.name for path in scratch.iterdir()) == ["00000.json", "00001.json", "00002.json"]
-    shard = next(scratch.parents[1].glob("out/shards/train/00001.arrow"))
+    out = next((tmp_path / "root").glob(".work/tokens/*/out"))
+    assert sorted(path.name for path in out.glob("units/*")) == ["00000.json", "00001.json", "00002.json"]
+    shard = out / "shards/train/00001-000.arrow"
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
@@ -230,22 +231,29 @@ def test_a_source_that_changed_or_broke_stops_the_run(samples: Path, tmp_path: P
     store = Store(str(tmp_path / "root"))
     described = load_corpus(store, made["corpus"])
     unit = units.plan(described.files, 1)[0]
-    job = units.Job(store.root, str(tmp_path / "o"), str(tmp_path / "s"), described, made["corpus"], made["tokenizer"])
+    job = units.Job(store.root, str(tmp_path / "o"), 2, made["corpus"], made["tokenizer"], "text", None, 0.01)
     with pytest.raises(SourceError, match=r"t\.parquet changed since the corpus was made"):
-        units.encode_unit(unit, job)
+        encode.encode_unit(unit, job)
 
 
-def test_units_follow_row_groups_and_never_cross_files() -> None:
-    group = [{"rows": 1, "bytes": size} for size in (5, 5, 12, 3, 3)]
+def test_units_are_cut_by_bytes_and_small_files_share_one() -> None:
+    group = [{"rows": size, "bytes": size} for size in (5, 5, 12, 3, 3)]
     common = {"format": "parquet", "bytes": 100, "etag": "e", "columns": {}}
     files = [
-        units.TextFile(url="a", path="a", row_groups=group, rows=5, **common),
-        units.TextFile(url="b", path="b", row_groups=group[:1], rows=1, **common),
+        units.TextFile(url="a", path="a", row_groups=group, rows=28, **common),
+        units.TextFile(url="b", path="b", row_groups=group[:1], rows=5, **common),
         units.TextFile(url="c", path="c", **{**common, "format": "jsonl"}),
+        units.TextFile(url="d", path="d", row_groups=[], rows=0, **common),
+        units.TextFile(url="e", path="e", row_groups=group[:1], rows=5, **common),
     ]
     planned = units.plan(files, 10)
-    assert [(unit.file.path, unit.first_group, unit.last_group) for unit in planned] == [
-        ("a", 0, 2), ("a", 2, 3), ("a", 3, 5), ("b", 0, 1), ("c", None, None),
+    assert [[(part.path, part.row_groups, part.first_row, part.rows) for part in unit.parts] for unit in planned] == [
+        [("a", (0, 2), 0, 10)], [("a", (2, 3), 10, 12)], [("a", (3, 5), 22, 6), ("b", (0, 1), 0, 5)],
+        [("c", None, None, None)], [("e", (0, 1), 0, 5)],
     ]  # fmt: skip
-    assert [unit.bytes for unit in planned] == [10, 12, 6, 5, 100]
+    assert [unit.bytes for unit in planned] == [10, 12, 11, 100, 5]
     assert [unit.index for unit in planned] == list(range(5))
+    tiny = [files[1].model_copy(update={"path": f"{number:05d}"}) for number in range(10_000)]
+    spread = units.plan(tiny, 10**9)
+    assert [part.path for unit in spread for part in unit.parts] == [file.path for file in tiny]
+    assert len(spread) == -(-10_000 // units.MOST_PARTS)

@@ -1,0 +1,269 @@
+"""One unit of the tokens stage: from the text column of its files to packed shards, by columns all the way."""
+
+import hashlib
+import io
+import resource
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from bitlm import storage
+from bitlm.artifacts.record import FileEntry
+from bitlm.artifacts.store import Store
+from bitlm.data.corpus import EXCLUDED_FILE, locate
+from bitlm.data.engine import TextEncoder
+from bitlm.data.rows import derived_id, read_batches
+from bitlm.data.shards import ShardWriter
+from bitlm.data.sources import check_unchanged
+from bitlm.data.splits import fractions
+from bitlm.data.textbatch import Fault, TextBatch
+from bitlm.data.tokenizer import INFO_FILE, TOKENIZER_FILE, TokenizerInfo
+from bitlm.data.tokens import SPLITS, Job, ShardEntry, Unit, UnitRecord, complete, record_path
+from bitlm.errors import ArtifactError
+
+TEST_DOCUMENT = "test_document"  # reason of a row whose text must not be trained on
+REJECTED_SCHEMA = pa.schema([
+    ("reason", pa.string()), ("file", pa.string()), ("row", pa.int64()), ("id", pa.string()), ("text", pa.string()),
+])  # fmt: skip
+_REJECTED_AT_ONCE = 1000
+_T = TypeVar("_T")
+
+
+class Clock:
+    """CPU seconds of this process by phase of the work."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = time.process_time()
+        try:
+            yield
+        finally:
+            self.seconds[phase] += time.process_time() - start
+
+    def each(self, phase: str, items: Iterable[_T]) -> Iterator[_T]:
+        """The items, the making of each counted."""
+        iterator = iter(items)
+        while True:
+            with self(phase):
+                item = next(iterator, None)
+            if item is None:
+                return
+            yield item
+
+
+@dataclass(frozen=True)
+class UnitResult:
+    """``seconds``: CPU time by phase, None where the unit had been finished before; ``peak_bytes``: the most memory
+    that the process has held so far."""
+
+    record: UnitRecord
+    seconds: dict[str, float] | None
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Kit:
+    """What a worker keeps between units."""
+
+    encoder: TextEncoder
+    info: TokenizerInfo
+    excluded: frozenset[bytes]
+
+
+def encode_unit(unit: Unit, job: Job) -> UnitResult:
+    """Make a unit's shards and its record, or return the record where it is complete already.
+
+    Raises SourceError naming file and row for a source file that is damaged or has changed, ArtifactError for a damaged
+    input artifact, and where the two engines disagree.
+    """
+    clock = Clock()
+    with clock("load"):
+        kit = load_kit(job)
+    made = complete(unit, job, kit.info.sha256)
+    if made is not None:
+        return UnitResult(made, None, _peak())
+    store = Store(job.root)
+    output = Output(unit, job, kit.info, clock)
+    for part in unit.parts:
+        url = locate(store, job.corpus, part)
+        for batch in clock.each("read", read_batches(url, part.format, job.text_column, job.id_column, part.groups)):
+            encode_batch(batch, part.path, kit, job.validation_fraction, output, clock)
+        if not part.etag.startswith("sha256-"):
+            check_unchanged(part)  # what was read is what was listed
+    return UnitResult(output.finish(), dict(clock.seconds), _peak())
+
+
+def encode_batch(
+    batch: TextBatch, file: str, kit: Kit, validation_fraction: float, output: "Output", clock: Clock
+) -> None:
+    with clock("hash"):
+        digests = [hashlib.sha256(view).digest() for view in batch.views()]
+        table = np.frombuffer(b"".join(digests), ">u8").reshape(-1, 4)
+        usable = np.ones(len(digests), dtype=bool)
+        usable[list(batch.faults)] = False
+        tests = {place for place in np.flatnonzero(usable).tolist() if digests[place] in kit.excluded}
+        usable[list(tests)] = False
+    if not usable.all():
+        output.reject(batch, tests, file)
+    with clock("text"):
+        strings = batch.strings()
+    output.documents_in += len(digests)
+    validation = fractions(table[:, 0]) < validation_fraction
+    for split, chosen in zip(SPLITS, (usable & ~validation, usable & validation), strict=True):
+        places = np.flatnonzero(chosen)
+        if len(places):
+            texts = strings[places].tolist()
+            with clock("encode"):
+                encoded = kit.encoder.encode(texts)
+            with clock("compare"):
+                wrong = kit.encoder.difference(texts, encoded, np.argsort(table[places, 3]))
+            ids = _ids(batch.ids, places, digests)
+            if wrong is not None:
+                raise ArtifactError(_differs(file, int(batch.rows[places[wrong]]), ids[wrong].as_py()))
+            size = int(np.diff(batch.bounds())[places].sum())
+            output.add(split, encoded.ids, encoded.lengths, ids, batch.rows[places], file, size)
+
+
+class Output:
+    """The shards, side files and rejected rows of a unit in the making; at most one shard of each split is open."""
+
+    def __init__(self, unit: Unit, job: Job, info: TokenizerInfo, clock: Clock) -> None:
+        self._unit, self._job, self._info, self._clock = unit, job, info, clock
+        self._writers = {split: self._writer() for split in SPLITS}
+        self._text_bytes: Counter[str] = Counter()
+        self._shards: dict[str, list[ShardEntry]] = {split: [] for split in SPLITS}
+        self._rejected = Rejected()
+        self._written: list[FileEntry] = []
+        self.documents_in = 0
+
+    def add(
+        self, split: str, tokens: np.ndarray, lengths: np.ndarray, ids: pa.StringArray, rows: np.ndarray, file: str,
+        text_bytes: int,
+    ) -> None:  # fmt: skip
+        with self._clock("pack"):
+            self._writers[split].add(tokens, lengths, ids, rows, file)
+        self._text_bytes[split] += text_bytes
+        if self._writers[split].full:
+            self._close(split)
+
+    def reject(self, batch: TextBatch, tests: set[int], file: str) -> None:
+        shown = {place: Fault(TEST_DOCUMENT, batch.texts[place].as_py()) for place in tests}
+        for place, fault in sorted({**batch.faults, **shown}.items()):
+            row, id = int(batch.rows[place]), batch.ids[place].as_py()
+            self._rejected.add({"reason": fault.reason, "file": file, "row": row, "id": id, "text": fault.shown})
+
+    def finish(self) -> UnitRecord:
+        for split in SPLITS:
+            if self._writers[split].documents:
+                self._close(split)
+        if self._rejected.reasons:
+            self._put(f"rejected/{self._unit.index:05d}.parquet", self._rejected.close())
+        shards = {split: tuple(entries) for split, entries in self._shards.items() if entries}
+        made = UnitRecord(
+            format=self._job.format, unit=self._unit, corpus=self._job.corpus.fingerprint,
+            tokenizer_sha256=self._info.sha256, documents_in=self.documents_in, shards=shards,
+            rejected=dict(sorted(self._rejected.reasons.items())), written=tuple(self._written),
+        )  # fmt: skip
+        kept = sum(entry.documents for entries in shards.values() for entry in entries)
+        assert self.documents_in == kept + sum(made.rejected.values()), self._unit
+        storage.write_atomic(storage.join(self._job.out, record_path(self._unit)), made.model_dump_json().encode())
+        return made
+
+    def _writer(self) -> ShardWriter:
+        return ShardWriter(self._info.num_bits, self._info.end_id)
+
+    def _close(self, split: str) -> None:
+        with self._clock("write"):
+            writer, self._writers[split] = self._writers[split], self._writer()
+            base = f"shards/{split}/{self._unit.index:05d}-{len(self._shards[split]):03d}"
+            shard, docs = io.BytesIO(), io.BytesIO()
+            counts = writer.write(shard, docs)
+            side, entry = self._put(f"{base}.docs.parquet", docs), self._put(f"{base}.arrow", shard)
+            self._shards[split].append(
+                ShardEntry(
+                    **entry.model_dump(), documents=counts.documents, tokens=counts.tokens, filling=counts.filling,
+                    text_bytes=self._text_bytes.pop(split), docs=side.path, unit=self._unit.index,
+                )
+            )  # fmt: skip
+
+    def _put(self, path: str, made: io.BytesIO) -> FileEntry:
+        data = made.getvalue()
+        storage.write_atomic(storage.join(self._job.out, path), data)
+        self._written.append(FileEntry(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest()))
+        return self._written[-1]
+
+
+class Rejected:
+    """Rows that are not usable, on their way to a parquet file; a bounded number of them as Python objects."""
+
+    def __init__(self) -> None:
+        self.reasons: Counter[str] = Counter()
+        self._rows: list[dict] = []
+        self._sink = io.BytesIO()
+        self._writer: pq.ParquetWriter | None = None
+
+    def add(self, row: dict) -> None:
+        self.reasons[row["reason"]] += 1
+        self._rows.append(row)
+        if len(self._rows) == _REJECTED_AT_ONCE:
+            self._flush()
+
+    def close(self) -> io.BytesIO:
+        self._flush()
+        self._writer.close()
+        return self._sink
+
+    def _flush(self) -> None:
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._sink, REJECTED_SCHEMA, compression="zstd")
+        if self._rows:
+            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=REJECTED_SCHEMA))
+            self._rows = []
+
+
+@lru_cache(maxsize=1)
+def _kit(root: str, corpus: str, tokenizer: str, engine: str) -> Kit:
+    store = Store(root)
+    corpus_record, tokenizer_record = store.load(corpus), store.load(tokenizer)
+    with open(store.checked(tokenizer_record, INFO_FILE), "rb") as file:
+        info = TokenizerInfo.model_validate_json(file.read())
+    with open(store.checked(tokenizer_record, TOKENIZER_FILE), "rb") as file:
+        encoder = TextEncoder(file.read(), engine)
+    digests = pq.read_table(store.checked(corpus_record, EXCLUDED_FILE))["text_sha256"].to_pylist()
+    return Kit(encoder, info, frozenset(map(bytes.fromhex, digests)))
+
+
+def load_kit(job: Job) -> Kit:
+    """The verified tokenizer and the excluded texts; kept for the next unit of the same job. Raises ArtifactError."""
+    return _kit(job.root, job.corpus.id, job.tokenizer.id, job.engine)
+
+
+def _ids(ids: pa.StringArray, places: np.ndarray, digests: Sequence[bytes]) -> pa.StringArray:
+    """Ids of the chosen rows; a row without one has it from its text."""
+    chosen = ids.take(pa.array(places))
+    if not chosen.null_count:
+        return chosen
+    return pc.coalesce(chosen, pa.array([derived_id(digests[place]) for place in places.tolist()], pa.string()))
+
+
+def _differs(file: str, row: int, id: str) -> str:
+    return (
+        f"{file}: fastokens and tokenizers encode document {id} (row {row}) differently; "
+        "set tokens.execution.engine=reference, and report the text"
+    )
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
