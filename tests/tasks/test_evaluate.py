@@ -59,6 +59,11 @@ EXAMPLES = [
 SETTINGS = [
     "evaluate.num_steps=3",
     "evaluate.guidance_scale=2.0",
+    "evaluate.guidance_form=logit",
+    "evaluate.time_grid=shifted",
+    "evaluate.time_shift=2.0",
+    "evaluate.stagger=0.5",
+    "evaluate.void=nearest",
     "evaluate.bootstrap_samples=20",
     "prompt.max_summary_tokens=12",
     "prompt.max_prompt_tokens=40",
@@ -107,6 +112,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
             intermediate_size=48,
             head_width=32,
             head_head_dim=16,
+            denoiser="matched_filter",
         )
         models[head] = commit(
             store,
@@ -216,8 +222,13 @@ def direct(made: Made, head: str) -> list[tuple[int, str, int]]:
         output = model.generate(
             [prompt],
             max_new_tokens=config.prompt.max_summary_tokens,
-            num_steps=config.evaluate.num_steps,
-            guidance_scale=config.evaluate.guidance_scale,
+            num_steps=3,
+            guidance_scale=2.0,
+            guidance_form="logit",
+            time_grid="shifted",
+            time_shift=2.0,
+            stagger=0.5,
+            void="nearest",
             seed=config.evaluate.seed,
             example_ids=[row],
         )
@@ -261,11 +272,19 @@ def test_a_predictor_answers_for_a_whole_batch_as_for_each(made: Made, head: str
     prompts = encode_prompts(tokenizer, [example.document for example in EXAMPLES], config.prompt)
     rows = [7, 2, 9, 0, 1, 8, 5, 3]
     predictor = Predictor(made.store.root, made.models[head].id)
-    texts, calls = predictor.texts(
+    texts, output = predictor.texts(
         rows, [prompts[row] for row in rows], config.prompt.max_summary_tokens, config.evaluate
     )
     alone = direct(made, head)
-    assert list(zip(texts, calls, strict=True)) == [alone[row][1:] for row in rows]
+    assert list(zip(texts, output.calls, strict=True)) == [alone[row][1:] for row in rows]
+
+
+def test_calls_that_a_commitment_spares_are_counted(made: Made) -> None:
+    config = evaluation(made, "diffusion", "evaluate.commit_threshold=0.5", "evaluate.num_steps=30")[1].config
+    predictor = Predictor(made.store.root, made.models["diffusion"].id)
+    output = predictor.texts([4, 5], [[7, 8], [9]], 12, config.evaluate)[1]
+    assert all(output.saved)
+    assert [a + b for a, b in zip(output.calls, output.saved, strict=True)] == [60 * blocks for blocks in output.blocks]
 
 
 def test_what_is_interrupted_goes_on_and_a_killed_worker_is_replaced(made: Made) -> None:
