@@ -47,7 +47,7 @@ class Choice:
         """log p up to a constant, [..., c] float32. ``log_odds`` ℓ [..., B] float32, ``answer`` a [..., R]."""
         scores = self.base
         if answer is not None:
-            scores = scores + _dot(self.rows, answer).float()
+            scores = scores + _dot(self.rows, answer).to(scores.dtype)
         with torch.autocast(scores.device.type, enabled=False):  # at little noise ℓ is large, and its differences count
             return scores + _dot(self.codes, log_odds / 2)
 

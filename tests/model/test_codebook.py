@@ -1,0 +1,229 @@
+"""The codebook against a softmax over the vocabulary that is written out in numpy, token by token."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from bitlm.diffusion.loss import to_codes
+from bitlm.errors import ConfigError
+from bitlm.model import BitLMConfig, BitLMForCausalLM, codebook
+from bitlm.model.head import Prepared
+
+Build = Callable[..., BitLMForCausalLM]
+M, B, D, V = 4, 6, 32, 50  # of the small models
+CODES = np.array([[2.0 * int(bit) - 1 for bit in format(y, f"0{B}b")] for y in range(V)])
+VARIANTS = [("norm", None), ("direct", None), ("direct", 5)]
+every_variant = pytest.mark.parametrize(("path", "rank"), VARIANTS)
+
+
+def built(build: Build, path: str = "norm", rank: int | None = None, **options) -> BitLMForCausalLM:
+    model = build(**{"denoiser": "codebook", "context_path": path, "codebook_rank": rank, **options})
+    model.set_unigram(torch.arange(V) ** 2)
+    return model
+
+
+def inputs(n: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(n)
+    noisy, context = (torch.randn(n, M, width, generator=generator) for width in (B, D))
+    return noisy, torch.rand(n, M, generator=generator) * 0.6 + 0.3, context
+
+
+def answers(model: BitLMForCausalLM, noisy: Tensor, t: Tensor, prepared: Prepared) -> np.ndarray:
+    """a = U·h [n, m, R], as the head's last map gives it."""
+    seen = []
+    hook = model.head.output.register_forward_hook(lambda module, given, found: seen.append(found))
+    model.head(noisy, t, prepared)
+    hook.remove()
+    return seen[0].double().numpy()
+
+
+def weights(model: BitLMForCausalLM) -> dict[str, np.ndarray]:
+    return {name: tensor.double().numpy() for name, tensor in model.state_dict().items()}
+
+
+def probabilities(model: BitLMForCausalLM, noisy: Tensor, t: Tensor, context: Tensor, answer: np.ndarray) -> np.ndarray:
+    """p [n, m, V], one token's score at a time."""
+    given = weights(model)
+    E, W = given["model.embed_tokens.weight"][:V], given["head.codebook.query.weight"]
+    R = E @ given["head.codebook.low_rank.weight"].T if "head.codebook.low_rank.weight" in given else E
+    counts = np.arange(V) ** 2 + 1
+    p = np.empty((len(noisy), M, V))
+    for n in range(len(noisy)):
+        flat = context[n].double().numpy().reshape(-1)
+        query = (W @ flat).reshape(M, D)
+        prior = np.zeros(M * B)
+        if "head.prior.weight" in given:
+            prior = given["head.prior.weight"] @ flat + given["head.prior.bias"]
+        for slot, bits in enumerate(prior.reshape(M, B)):
+            level = t[n, slot].item()
+            for y in range(V):
+                evidence = (1 - level) / level**2 * float(noisy[n, slot].double().numpy() @ CODES[y])
+                p[n, slot, y] = (
+                    E[y] @ query[slot] + R[y] @ answer[n, slot] + np.log(counts[y] / counts.sum()) + evidence
+                    + bits @ CODES[y] / 2
+                )  # fmt: skip
+            p[n, slot] = np.exp(p[n, slot] - p[n, slot].max())
+            p[n, slot] /= p[n, slot].sum()
+    return p
+
+
+@every_variant
+@torch.no_grad()
+def test_logits_and_token_probabilities_are_the_brute_force_ones(build: Build, path: str, rank: int | None) -> None:
+    model = built(build, path, rank)
+    noisy, t, context = inputs(3)
+    prepared = model.prepare(context)
+    p = probabilities(model, noisy, t, context, answers(model, noisy, t, prepared))
+    assert ((p > 0.02).sum(-1) > 1).any()  # not all decided
+    torch.testing.assert_close(
+        to_codes(model.head(noisy, t, prepared)).double(), torch.from_numpy(p @ CODES), rtol=1e-4, atol=1e-4
+    )
+    targets = torch.randint(0, V, (3, M), generator=torch.Generator().manual_seed(0))
+    expected = -torch.from_numpy(p).log().gather(-1, targets[..., None])[..., 0]
+    got = model.head.token_nll(noisy, t, prepared, targets)
+    torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@every_variant
+@torch.no_grad()
+def test_prior_adds_the_networks_output_to_the_log_odds_of_the_mean_code(
+    build: Build, path: str, rank: int | None
+) -> None:
+    model = built(build, path, rank, denoiser="codebook_prior")
+    noisy, t, context = inputs(3)
+    prepared = model.prepare(context)
+    nothing = np.zeros((3, M, rank or D))
+    p = probabilities(model, noisy, t, context, nothing)
+    one, zero = p @ (CODES > 0), p @ (CODES < 0)
+    expected = np.log(one) - np.log(zero) + answers(model, noisy, t, prepared)
+    got = model.head(noisy, t, prepared)
+    torch.testing.assert_close(got.double(), torch.from_numpy(expected), rtol=1e-3, atol=1e-3)
+
+
+@every_variant
+@torch.no_grad()
+def test_the_network_is_shown_the_mean_row_under_p_without_its_answer(
+    build: Build, path: str, rank: int | None
+) -> None:
+    model = built(build, path, rank)
+    noisy, t, context = inputs(2)
+    seen = []
+    model.head.codebook.feature.register_forward_hook(lambda module, given, found: seen.append(given[0]))
+    model.head(noisy, t, model.prepare(context))
+    p = probabilities(model, noisy, t, context, np.zeros((2, M, rank or D)))
+    given = weights(model)
+    rows = given["model.embed_tokens.weight"][:V]
+    if rank:
+        rows = rows @ given["head.codebook.low_rank.weight"].T
+    torch.testing.assert_close(seen[0].double(), torch.from_numpy(p @ rows), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_fresh_codebook_is_the_tied_softmax_of_the_last_vector_times_the_unigram() -> None:
+    torch.manual_seed(0)
+    model = BitLMForCausalLM(BitLMConfig(denoiser="codebook", vocab_size=200))
+    counts = torch.randint(0, 1000, (200,))
+    model.set_unigram(counts)
+    context = torch.randn(2, 4, 64)
+    targets = torch.randint(0, 200, (2, 4))
+    got = model.head.token_nll(torch.randn(2, 4, 8), torch.ones(2, 1), model.prepare(context), targets)
+    scores = context[:, -1].double() @ model.model.embed_tokens.weight[:200].double().T + (counts + 1.0).log().double()
+    expected = -scores.log_softmax(-1)[:, None].expand(-1, 4, -1).gather(-1, targets[..., None])[..., 0]
+    torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("denoiser", ["codebook", "codebook_prior"])
+@every_variant
+def test_chunks_change_nothing(
+    build: Build, monkeypatch: pytest.MonkeyPatch, denoiser: str, path: str, rank: int | None
+) -> None:
+    model = built(build, path, rank, denoiser=denoiser)
+    noisy, t, context = inputs(5)
+    targets = torch.randint(0, V, (5, M), generator=torch.Generator().manual_seed(0))
+
+    def run() -> list[Tensor]:
+        model.zero_grad()
+        prepared = model.prepare(context)
+        found = [model.head(noisy, t, prepared)]
+        if denoiser == "codebook":
+            found.append(model.head.token_nll(noisy, t, prepared, targets))
+        sum(each.tanh().sum() for each in found).backward()
+        return found + [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    whole = run()
+    widths = []
+    monkeypatch.setattr(codebook, "CHUNK", 3 * V)
+    choice = codebook.Lexicon.choice
+
+    def watched(self: codebook.Lexicon, query: Tensor) -> codebook.Choice:
+        found = choice(self, query)
+        widths.append(found.base.numel())
+        return found
+
+    monkeypatch.setattr(codebook.Lexicon, "choice", watched)
+    for one, other in zip(whole, run(), strict=True):
+        assert (one - other).norm() <= 1e-4 * one.norm()
+    assert max(widths) == 3 * V  # of 20 V scores
+    assert len(widths) > 7
+
+
+@every_variant
+@torch.no_grad()
+def test_sampling_is_exact_among_the_likeliest_tokens(build: Build, path: str, rank: int | None) -> None:
+    model = built(build, path, rank, codebook_candidates=7)
+    noisy, t, context = inputs(3)
+    embedding = model.model.embed_tokens.weight
+    null = model.head.null_context[None].expand(3, -1, -1)
+    prepared = model.head.prepare_sampling(context, embedding, guided=True)
+    twice = [tensor.repeat(2, *(1 for _ in tensor.shape[1:])) for tensor in (noisy, t)]
+    answer = answers(model, *twice, prepared)
+    got = to_codes(model.head(*twice, prepared))
+    # At t = 1 nothing is told of the bits: what is likeliest there is likeliest given C.
+    kept = probabilities(model, noisy, torch.ones(3, M), context, 0 * answer[:3]).argsort(-1)[..., -7:]
+    for half, given in ((slice(0, 3), context), (slice(3, 6), null)):
+        p = probabilities(model, noisy, t, given, answer[half])
+        among = np.zeros_like(p)
+        np.put_along_axis(among, kept, np.take_along_axis(p, kept, -1), -1)
+        among /= among.sum(-1, keepdims=True)
+        torch.testing.assert_close(got[half].double(), torch.from_numpy(among @ CODES), rtol=1e-4, atol=1e-4)
+
+
+def test_token_loss_gradients_in_float64() -> None:
+    torch.manual_seed(0)
+    lexicon = codebook.Lexicon(
+        *(torch.randn(9, width, dtype=torch.float64) for width in (4, 3, 5)), torch.randn(9, dtype=torch.float64)
+    )
+    query, log_odds, answer = (torch.randn(6, width, dtype=torch.float64, requires_grad=True) for width in (4, 5, 3))
+    targets = torch.randint(0, 9, (6,))
+
+    def loss(query: Tensor, log_odds: Tensor, answer: Tensor) -> Tensor:
+        choice = codebook.Choice(query @ lexicon.embedding.T + lexicon.log_unigram, lexicon.rows, lexicon.codes)
+        return codebook.nll(choice, log_odds, answer, targets)
+
+    assert torch.autograd.gradcheck(loss, (query, log_odds, answer))
+
+
+def test_log_odds_gradients_in_float64() -> None:
+    torch.manual_seed(0)
+    tables = torch.randn(9, 3, dtype=torch.float64), torch.randn(9, 5, dtype=torch.float64).sign()
+    base, log_odds, answer = (torch.randn(6, width, dtype=torch.float64, requires_grad=True) for width in (9, 5, 3))
+
+    def bits(base: Tensor, log_odds: Tensor, answer: Tensor) -> Tensor:
+        return codebook.log_odds_of_bits(codebook.Choice(base, *tables), log_odds, answer)
+
+    assert torch.autograd.gradcheck(bits, (base, log_odds, answer))
+
+
+def test_unigram_counts_are_for_codebooks_of_this_vocabulary(build: Build) -> None:
+    model = build(denoiser="codebook")
+    counts = torch.arange(V)
+    model.set_unigram(counts)
+    expected = (counts.double() + 1) / (counts.double() + 1).sum()
+    torch.testing.assert_close(model.head.codebook.log_unigram.exp().double(), expected, rtol=1e-5, atol=0)
+    with pytest.raises(ConfigError, match="counts of 49 tokens for a vocabulary of 50"):
+        model.set_unigram(counts[1:])
+    with pytest.raises(ConfigError, match="no codebook"):
+        build().set_unigram(counts)
