@@ -149,7 +149,7 @@ class DiffusionHead(nn.Module):
     def _prepare(self, context: Tensor, embedding: Tensor) -> Prepared:
         prior = query = lexicon = None
         if self.prior is not None:
-            prior = self.prior(context.flatten(1)).float().view(*context.shape[:2], -1)
+            prior = self.prior(context.flatten(1)).float().unflatten(1, (context.shape[1], -1))
         if self.codebook is not None:
             query, lexicon = self.codebook.queries(context), self.codebook.lexicon(embedding)
         return Prepared(self.context(context), prior, query, lexicon)

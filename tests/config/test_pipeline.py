@@ -61,6 +61,8 @@ def test_the_article_settings_are_the_defaults(preset):
         ("tokenizer.num_bits=3", "tokenizer.num_bits = 3 is too small for tokenizer.vocab_size"),
         ("model.num_kv_heads=4", "model.num_kv_heads = 4 does not divide model.num_heads"),
         ("model.head.head_dim=100", "model.head.head_dim = 100 does not divide the head's width"),
+        ("pretrain.diffusion.loss=token", "pretrain.diffusion.loss = token needs model.head.denoiser = codebook"),
+        ("model.head.codebook_rank=8", "model.head.codebook_rank = 8: matched_filter has no codebook"),
         ("pretrain.execution.num_workers=3", "pretrain.execution.num_workers = 3 does not divide pretrain.batch_size"),
         ("pretrain.steps", "expected stage.key=value"),
         ("pretrain.steps.x=1", "pretrain.steps"),

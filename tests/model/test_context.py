@@ -129,3 +129,18 @@ def test_parameter_counts_are_those_of_qwen3(scale: str, published: int, without
     assert count - model.start_block.numel() == published
     matrices = 1 if section.tie_embeddings else 2
     assert (published - matrices * 151_936 * section.hidden_size) / 1e9 == pytest.approx(without_embeddings, rel=0.012)
+
+
+def test_the_slot_embedding_tells_each_place_in_a_block_from_the_others(build: Build) -> None:
+    model, plain = build(slot_embedding=True), build()
+    ids = tokens(2, 12)
+    torch.testing.assert_close(plain.embed(ids), plain.model.embed_tokens(ids), rtol=0, atol=0)
+    added = model.embed(ids) - model.model.embed_tokens(ids)
+    for position in range(12):
+        expected = model.slot_embedding[position % 4].expand(2, -1)
+        torch.testing.assert_close(added[:, position], expected, rtol=0, atol=1e-6)
+    before = model.context(ids)
+    with torch.no_grad():
+        model.slot_embedding[2] += 1
+    assert torch.equal(before[:, 0], model.context(ids)[:, 0])  # the start block has vectors of its own
+    assert ((before != model.context(ids)).any(-1)[:, 1:]).all()

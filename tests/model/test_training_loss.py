@@ -5,21 +5,26 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from bitlm.config import DiffusionConfig
 from bitlm.diffusion.noise import Noise, block_noise
 from bitlm.model import BitLMConfig, BitLMForCausalLM
 
 Build = Callable[..., BitLMForCausalLM]
+HEADS = [
+    {}, {"head": "lm"}, {"context_path": "direct", "slot_embedding": True},
+    {"denoiser": "codebook_prior", "loss": "bce", "context_path": "direct"},
+    {"denoiser": "codebook", "loss": "token", "codebook_rank": 5},
+]  # fmt: skip
 
 
 def batch(b: int = 3, L: int = 16) -> torch.Tensor:
     return torch.randint(0, 49, (b, L), generator=torch.Generator().manual_seed(1))
 
 
-def noise_for(b: int, N: int, draws: int = 3) -> Noise:
-    diffusion = DiffusionConfig(noise_draws=draws, condition_dropout=0.4, t_mean=-2.0)
+def noise_for(b: int, N: int, draws: int = 3, slot_noise: float = 0.0) -> Noise:
+    diffusion = DiffusionConfig(noise_draws=draws, condition_dropout=0.4, t_mean=-2.0, slot_noise=slot_noise)
     return block_noise(5, range(b), [0] * b, N, 4, 6, diffusion)
 
 
@@ -63,6 +68,43 @@ def test_loss_is_the_hand_loop(build: Build, objective: str) -> None:
 
 
 @torch.no_grad()
+def test_token_loss_is_the_hand_loop(build: Build) -> None:
+    model = build(denoiser="codebook", loss="token")
+    ids, noise = batch(2), noise_for(2, 4, slot_noise=0.5)
+    output = model(ids, noise=noise)
+    assert output.slot_loss.shape == (2, 4, 3, 4)
+    for row in range(2):
+        for n in range(4):
+            targets = ids[row, 4 * n : 4 * n + 4]
+            context = model.head.null_context if noise.drop[row, n] else model.context(ids)[row, n]
+            for draw in range(3):
+                t = noise.t[row, n, draw]
+                clean = [[2 * int(bit) - 1 for bit in format(int(token), "06b")] for token in targets]
+                noisy = torch.stack([
+                    (1 - level) * torch.tensor(code) + level * eps
+                    for level, code, eps in zip(t, clean, noise.eps[row, n, draw], strict=True)
+                ])  # fmt: skip
+                expected = model.head.token_nll(noisy[None], t[None], model.prepare(context[None]), targets[None])
+                torch.testing.assert_close(output.slot_loss[row, n, draw], expected[0], rtol=1e-3, atol=1e-4)
+    assert output.loss.item() == pytest.approx(output.slot_loss.mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["velocity", "bce", "x", "token"])
+def test_equal_levels_in_all_slots_are_the_shared_level(build: Build, objective: str) -> None:
+    ids, shared = batch(2), noise_for(2, 4)
+    equal = Noise(shared.eps, shared.t.expand(-1, -1, -1, 4).contiguous(), shared.drop)
+
+    def run(noise: Noise) -> list[torch.Tensor]:
+        model = build(denoiser="codebook", loss=objective, context_path="direct")
+        output = model(ids, noise=noise)
+        output.loss.backward()
+        return [output.slot_loss, *(p.grad for p in model.parameters())]
+
+    for one, other in zip(run(shared), run(equal), strict=True):
+        assert torch.equal(one, other)
+
+
+@torch.no_grad()
 def test_only_chosen_blocks_count_and_micro_batches_add_up(build: Build) -> None:
     model, ids, noise = build(), batch(), noise_for(3, 4)
     full = model(ids, noise=noise)
@@ -83,10 +125,10 @@ def test_only_chosen_blocks_count_and_micro_batches_add_up(build: Build) -> None
     assert sum(row.loss_sum.item() for row in rows) == pytest.approx(output.loss_sum.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("head", ["diffusion", "lm"])
-def test_a_call_without_loss_blocks_still_trains(build: Build, head: str) -> None:
-    model, ids = build(head=head), batch(1)
-    noise = noise_for(1, 4) if head == "diffusion" else None
+@pytest.mark.parametrize("options", HEADS)
+def test_a_call_without_loss_blocks_still_trains(build: Build, options: dict) -> None:
+    model, ids = build(**options), batch(1)
+    noise = noise_for(1, 4) if model.config.head == "diffusion" else None
     output = model(ids, noise=noise, loss_blocks=torch.zeros(1, 16 // model.config.block_size, dtype=torch.bool))
     output.loss_sum.backward()
     assert output.loss == 0
@@ -117,11 +159,11 @@ def test_lm_loss_is_cross_entropy_over_the_real_ids(build: Build, tied: bool) ->
     assert output.loss.item() == pytest.approx(expected.mean().item(), abs=1e-5)
 
 
-@pytest.mark.parametrize("head", ["diffusion", "lm"])
-def test_every_parameter_learns_and_the_end_token_too(build: Build, head: str) -> None:
-    model, ids = build(head=head), batch()
+@pytest.mark.parametrize("options", HEADS)
+def test_every_parameter_learns_and_the_end_token_too(build: Build, options: dict) -> None:
+    model, ids = build(**options), batch()
     ids[:, 3] = model.config.end_token_id
-    noise = noise_for(3, 4) if head == "diffusion" else None
+    noise = noise_for(3, 4) if model.config.head == "diffusion" else None
     model(ids, noise=noise).loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -138,15 +180,15 @@ def test_without_noise_the_loss_follows_torchs_seed(build: Build) -> None:
     assert losses[0] == losses[1] != losses[2]
 
 
-@pytest.mark.parametrize("head", ["diffusion", "lm"])
-def test_bfloat16_trains_close_to_float32(build: Build, head: str) -> None:
-    ids = batch()
-    noise = noise_for(3, 4) if head == "diffusion" else None
-    exact = build(head=head, loss="bce")(ids, noise=noise).loss
-    model = build(head=head, loss="bce")
+@pytest.mark.parametrize("options", HEADS)
+def test_bfloat16_trains_close_to_float32(build: Build, options: dict) -> None:
+    ids, options = batch(), {"loss": "bce", **options}
+    noise = noise_for(3, 4) if options.get("head") != "lm" else None
+    exact = build(**options)(ids, noise=noise).loss
+    model = build(**options)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast = model(ids, noise=noise).loss
-    half = build(head=head, loss="bce").to(torch.bfloat16)(ids, noise=noise).loss
+    half = build(**options).to(torch.bfloat16)(ids, noise=noise).loss
     for loss in (cast, half):
         assert loss.dtype == torch.float32
         assert loss.item() == pytest.approx(exact.item(), rel=0.05)
@@ -154,5 +196,6 @@ def test_bfloat16_trains_close_to_float32(build: Build, head: str) -> None:
 
 
 def test_auto_classes_know_the_model() -> None:
-    config = BitLMConfig(head="lm", block_size=1)
+    config = AutoConfig.for_model("bitlm", head="lm", block_size=1)
+    assert isinstance(config, BitLMConfig)
     assert isinstance(AutoModelForCausalLM.from_config(config), BitLMForCausalLM)
