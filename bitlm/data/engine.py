@@ -3,7 +3,7 @@ and takes over for tokenizers that ``fastokens`` cannot load. Ids come flat: no 
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,8 +13,7 @@ from tokenizers import Tokenizer
 
 Engine = Literal["fast", "reference"]
 
-SAMPLE_SHARE = 2**-11  # of a batch's characters, encoded by both engines
-SAMPLE_CHARACTERS = 2**15  # of one text: the reference is slow, and its memory grows with the text
+SAMPLE_CHARACTERS = 2**15  # of one text that is compared: the reference is slow, and its memory grows with the text
 
 
 @dataclass(frozen=True)
@@ -55,27 +54,29 @@ class TextEncoder:
         ids, offsets = self._fast.encode_batch_flat(list(texts))
         return Encoded(np.frombuffer(ids, "<u4"), np.diff(np.frombuffer(offsets, "<u8").astype(np.int64)))
 
-    def difference(self, texts: Sequence[str], encoded: Encoded, order: Sequence[int]) -> int | None:
-        """Encode a sample of the texts with the reference too; returns the index of the first one whose ids differ.
+    def difference(
+        self, texts: Sequence[str], encoded: Encoded, order: Iterable[int], characters: float
+    ) -> tuple[int | None, int]:
+        """Encode some of the texts with the reference too, in the given order, until ``characters`` are compared.
 
-        The sample is the least number of texts, taken in the given order, that holds ``SAMPLE_SHARE`` of the
-        characters: at least one. Of a long text only the beginning is compared.
+        Returns the index of the first text whose ids differ, and how many characters were compared. Of a long text
+        only the beginning is.
         """
-        if self._fast is None or not texts:
-            return None
-        wanted = SAMPLE_SHARE * sum(map(len, texts))
+        compared = 0
+        if self._fast is None:
+            return None, compared
         starts = np.concatenate([[0], np.cumsum(encoded.lengths)])
         for index in order:
+            if compared >= characters:
+                break
             text, ids = texts[index], encoded.ids[starts[index] : starts[index + 1]]
             if len(text) > SAMPLE_CHARACTERS:
                 text = text[:SAMPLE_CHARACTERS]
                 ids = self.encode([text]).ids
             if not np.array_equal(self._by_reference([text]).ids, ids):
-                return index
-            wanted -= len(text)
-            if wanted <= 0:
-                break
-        return None
+                return index, compared
+            compared += len(text)
+        return None, compared
 
     def _by_reference(self, texts: Sequence[str]) -> Encoded:
         found = [encoding.ids for encoding in self._reference.encode_batch_fast(list(texts), add_special_tokens=False)]

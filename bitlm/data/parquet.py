@@ -56,7 +56,7 @@ def _record_batches(url: str, parquet: pq.ParquetFile, groups: range, columns: l
                 yield from parquet.iter_batches(**chosen)
             else:
                 with storage.open_read(url) as file:
-                    yield from _parquet(url, file, buffer_size=STREAM_BYTES).iter_batches(**chosen)
+                    yield from _parquet(url, file, pre_buffer=False, buffer_size=STREAM_BYTES).iter_batches(**chosen)
         except _DAMAGE as error:
             raise damaged(url, _damaged_row(parquet, together, columns), error) from error
 
