@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 from bitlm.config.presets import PRESETS, Sections
 from bitlm.errors import ConfigError
 
-Preset = Literal["tiny", "0.6b", "1.7b", "4b", "8b"]
+Preset = Literal["tiny", "tiny-article", "0.6b", "1.7b", "4b", "8b"]
 
 
 class PipelineConfig(Sections):

@@ -61,8 +61,8 @@ def test_the_article_settings_are_the_defaults(preset):
         ("tokenizer.num_bits=3", "tokenizer.num_bits = 3 is too small for tokenizer.vocab_size"),
         ("model.num_kv_heads=4", "model.num_kv_heads = 4 does not divide model.num_heads"),
         ("model.head.head_dim=100", "model.head.head_dim = 100 does not divide the head's width"),
-        ("pretrain.diffusion.loss=token", "pretrain.diffusion.loss = token needs model.head.denoiser = codebook"),
-        ("model.head.codebook_rank=8", "model.head.codebook_rank = 8: matched_filter has no codebook"),
+        ("model.head.denoiser=direct", "pretrain.diffusion.loss = token needs model.head.denoiser = codebook"),
+        ("model.head.codebook_rank=200", "model.head.codebook_rank = 200 is more than model.hidden_size = 192"),
         ("pretrain.execution.num_workers=3", "pretrain.execution.num_workers = 3 does not divide pretrain.batch_size"),
         ("pretrain.steps", "expected stage.key=value"),
         ("pretrain.steps.x=1", "pretrain.steps"),
@@ -74,6 +74,33 @@ def test_mistakes_are_one_line_that_names_the_key(assignment, expected):
     message = str(error.value)
     assert expected in message
     assert "\n" not in message
+
+
+def test_a_codebooks_rank_needs_a_codebook():
+    with pytest.raises(ConfigError, match=r"model\.head\.codebook_rank = 8: direct has no codebook"):
+        configure("0.6b", ["model.head.codebook_rank=8"])
+
+
+@pytest.mark.parametrize("preset", ["tiny-article", *QWEN3])
+def test_the_articles_choices_are_those_of_every_preset_but_tiny(preset):
+    config = configure(preset)
+    assert (config.model.head.denoiser, config.model.head.context_path) == ("direct", "norm")
+    assert not config.model.slot_embedding
+    assert config.pretrain.init_from is None
+    assert (config.evaluate.stagger, config.evaluate.guidance_form, config.evaluate.void) == (0, "prediction", "clamp")
+    for stage in (config.pretrain, config.finetune):
+        assert (stage.diffusion.loss, stage.diffusion.slot_noise, stage.optimizer) == ("velocity", 0, "adamw")
+
+
+def test_tiny_and_tiny_article_are_assignments_apart():
+    assignments = [
+        "model.head.denoiser=codebook", "pretrain.diffusion.loss=token", "finetune.diffusion.loss=token",
+        "pretrain.diffusion.slot_noise=0.7", "finetune.diffusion.slot_noise=0.7", "pretrain.init_from=lm",
+        "evaluate.stagger=0.5",
+    ]  # fmt: skip
+    assert configure("tiny-article", assignments).model_dump(exclude={"preset"}) == configure("tiny").model_dump(
+        exclude={"preset"}
+    )
 
 
 def test_unknown_preset_names_the_nearest():

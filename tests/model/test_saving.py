@@ -78,7 +78,7 @@ def test_a_missing_or_damaged_checkpoint_is_refused(build: Build, tmp_path: Path
 
 
 def test_config_comes_from_the_pipelines_sections(tmp_path: Path) -> None:
-    pipeline = configure("tiny", ["model.head.denoiser=matched_filter", "pretrain.diffusion.loss=bce"])
+    pipeline = configure("tiny-article", ["model.head.denoiser=matched_filter", "pretrain.diffusion.loss=bce"])
     for head, m in (("diffusion", 4), ("lm", 1)):
         config = BitLMConfig.from_sections(
             pipeline.model, pipeline.pretrain.diffusion, head=head, vocab_size=2000, num_bits=12, end_id=3, pad_id=4
