@@ -36,11 +36,15 @@ def render_markdown(results: Results) -> str:
         f"Preset `{results['preset']}`. ROUGE F1 ×100 [95% bootstrap interval], {results['implementation']}. "
         f"{results['newlines']}.",
         table.markdown(rows),
+        table.CHOICES_NOTE,
         table.ARTICLE_NOTE,
         table.LEAD_NOTE,
     ]
     if results["validation"]:
-        lines = ["| model | step | nats per token | bits per byte | kind |", "| --- | ---: | ---: | ---: | --- |"]
+        lines = [
+            "| model | step | nats per token | per slot | bits per byte | kind |",
+            "| --- | ---: | ---: | --- | ---: | --- |",
+        ]
         lines += [_validation_line(line) for line in results["validation"]]
         parts += ["## Likelihood on held-out text", "\n".join(lines)]
     if results["notes"]:
@@ -50,7 +54,13 @@ def render_markdown(results: Results) -> str:
 
 def _validation_line(line: Mapping[str, Any]) -> str:
     bits = "–" if line["bits_per_byte"] is None else f"{line['bits_per_byte']:.4f}"
-    return f"| {line['system']} | {line['step']:,} | {line['nats_per_token']:.4f} | {bits} | {line['kind']} |"
+    nats = f"{line['nats_per_token']:.4f}"
+    return f"| {line['system']} | {line['step']:,} | {nats} | {slots(line)} | {bits} | {line['kind']} |"
+
+
+def slots(line: Mapping[str, Any]) -> str:
+    """Nats per token of each place in a block, where the head knows blocks."""
+    return "–" if line["slots"] is None else " ".join(f"{nats:.2f}" for nats in line["slots"])
 
 
 def render_html(results: Results, ancestry: Sequence[Record]) -> str:
@@ -69,6 +79,8 @@ def render_html(results: Results, ancestry: Sequence[Record]) -> str:
         "groups": GROUPS,
         "article_note": table.ARTICLE_NOTE,
         "lead_note": table.LEAD_NOTE,
+        "choices_note": table.CHOICES_NOTE,
+        "slots": slots,
         "examples_note": EXAMPLES_NOTE,
         "footer": FOOTER,
         "byline": _byline(results, rows),

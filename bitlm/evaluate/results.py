@@ -8,8 +8,8 @@ import pyarrow as pa
 
 from bitlm.artifacts.record import Record
 from bitlm.artifacts.store import Store
-from bitlm.config import DiffusionConfig, HeadConfig, ReportConfig
-from bitlm.evaluate import table
+from bitlm.config import ReportConfig
+from bitlm.evaluate import choices, table
 from bitlm.evaluate.predictions import read
 
 FEW_EXAMPLES = 1000
@@ -33,7 +33,9 @@ def collect(
     """
     scores = [json.loads(_text(store, record, "scores.json")) for record in evaluations]
     predictions = [read(store.checked(record, "predictions.parquet")) for record in evaluations]
-    rows = table.rows(list(zip(evaluations, scores, strict=True)))
+    by_id = {record.id: record for record in ancestry}
+    kinds = [choices.of_system(record, by_id) for record in evaluations]
+    rows = table.rows(list(zip(evaluations, scores, kinds, strict=True)))
     curves = [_curves(store, record) for record in trained]
     return {
         "title": config.title,
@@ -100,6 +102,7 @@ def _last_validation(curve: Mapping[str, Any]) -> dict[str, Any] | None:
         "nats_per_token": line["validation_nats_per_token"],
         "standard_error": line.get("validation_standard_error"),
         "bits_per_byte": line.get("bits_per_byte"),
+        "slots": line.get("validation_nats_per_slot"),
     }
 
 
@@ -131,9 +134,8 @@ def _examples(systems: Sequence[str], predictions: Sequence[pa.Table], count: in
 
 
 def _notes(evaluations: Sequence[Record], scores: Sequence[Mapping[str, Any]], ancestry: Sequence[Record]) -> list[str]:
-    notes = [
-        _choices(record) for record in ancestry if record.stage == "pretrain" and record.identity["head"] == "diffusion"
-    ]
+    heads = [record for record in ancestry if record.stage == "pretrain" and record.identity["head"] == "diffusion"]
+    notes = [choices.note(record) for record in heads]
     counts = {score["examples"] for score in scores}
     if min(counts) < FEW_EXAMPLES:
         notes.append(f"Figures rest on {range_of(counts)} examples: compare the intervals, not the second decimal.")
@@ -148,17 +150,6 @@ def _notes(evaluations: Sequence[Record], scores: Sequence[Mapping[str, Any]], a
     if len({_code(record) for record in ancestry}) > 1:
         notes.append("The artifacts were made by different versions of the code; see Versions.")
     return notes
-
-
-def _choices(record: Record) -> str:
-    """Whether a diffusion head was trained as the article and BitDance have it."""
-    defaults = {**DiffusionConfig().model_dump(mode="json"), "denoiser": HeadConfig().denoiser}
-    used = defaults | record.identity["diffusion"] | {"denoiser": record.identity["model"]["head"]["denoiser"]}
-    changed = [f"{key} = {used[key]} (there {defaults[key]})" for key in defaults if used[key] != defaults[key]]
-    if changed:
-        changes = ", ".join(changed)
-        return f"The diffusion head {record.id} departs from the choices of the article and BitDance: {changes}."
-    return f"The diffusion head {record.id} is trained with the choices of the article and BitDance."
 
 
 def _code(record: Record) -> str:

@@ -17,6 +17,10 @@ ARTICLE_NOTE = (
     "The article's rows are copied from its table: the whole XSum test set and, for BitLM, 8B models. "
     "They are not comparable with a small model, with other text, or with few examples."
 )
+CHOICES_NOTE = (
+    "Choices: whether a diffusion head was made and used with the article's and BitDance's options or with some of "
+    "ours; the notes tell which."
+)
 LEAD_NOTE = (
     "The row that the article calls Lead-3 carries XSum's LEAD figures, which take the first sentence only; "
     "our lead row says how many sentences it takes."
@@ -47,6 +51,7 @@ class Row(Frozen):
     system: str
     source: Literal["ours", "article"]
     scores: dict[str, Score]
+    choices: str | None = None  # whose options the diffusion head was made with: article, ours
     examples: int | None = None
     artifact: str | None = None
 
@@ -61,17 +66,18 @@ def system_label(record: Record) -> str:
     return f"{HEADS[identity['head']]}, {training}"
 
 
-def rows(evaluations: Sequence[tuple[Record, Mapping[str, Any]]]) -> list[Row]:
-    """One row for each (evaluate record, its scores.json), in order, then the article's."""
+def rows(evaluations: Sequence[tuple[Record, Mapping[str, Any], str | None]]) -> list[Row]:
+    """One row for each (evaluate record, its scores.json, its ``choices``), in order, then the article's."""
     ours = [
         Row(
             system=system_label(record),
             source="ours",
+            choices=choices,
             examples=scores["examples"],
             artifact=record.id,
             scores={measure: Score.model_validate(scores[measure]) for measure in MEASURES},
         )
-        for record, scores in evaluations
+        for record, scores, choices in evaluations
     ]
     article = [
         Row(
@@ -90,11 +96,12 @@ def cells(row: Row) -> list[str]:
 
 
 def markdown(table: Sequence[Row]) -> str:
-    head = ["system", "source", *TITLES.values(), "examples"]
-    lines = [_line(head), _line(["---", "---", *["---:"] * (len(MEASURES) + 1)])]
+    head = ["system", "choices", "source", *TITLES.values(), "examples"]
+    lines = [_line(head), _line(["---", "---", "---", *["---:"] * (len(MEASURES) + 1)])]
     for row in table:
         source = f"`{row.artifact}`" if row.artifact else ARTICLE
-        lines.append(_line([_escape(row.system), source, *cells(row), f"{row.examples:,}" if row.examples else "–"]))
+        examples = f"{row.examples:,}" if row.examples else "–"
+        lines.append(_line([_escape(row.system), row.choices or "–", source, *cells(row), examples]))
     return "\n".join(lines)
 
 
@@ -121,6 +128,7 @@ def plain(table: Sequence[Row]) -> list[dict[str, Any]]:
     return [
         {
             "system": row.system,
+            "choices": row.choices or "–",
             "source": row.artifact or ARTICLE,
             **dict(zip(TITLES.values(), cells(row), strict=True)),
             "examples": row.examples or "–",

@@ -61,7 +61,7 @@ def make(root: Path) -> MadeUp:
             f"tiny-{head}",
             identity,
             {"tokens": tokens, "tokenizer": tokenizer},
-            {"metrics.jsonl": curve(800, level)},
+            {"metrics.jsonl": curve(800, level, slots=head == "diffusion")},
         )
         finetune = commit(
             store,
@@ -69,7 +69,7 @@ def make(root: Path) -> MadeUp:
             f"tiny-{head}",
             {"head": head, **config.finetune.identity_for(head)},
             {"pretrain": pretrain, "corpus": corpus, "tokenizer": tokenizer},
-            {"metrics.jsonl": curve(300, level - 0.5)},
+            {"metrics.jsonl": curve(300, level - 0.5, slots=head == "diffusion")},
         )
         for model, training in ((pretrain, "pretrained"), (finetune, "finetuned")):
             texts = [ATTACK, "", *(f"Return {training} thing number {i}." for i in range(2, 40))]
@@ -117,7 +117,7 @@ def scored(texts: list[str], references: list[str], steps: int | None) -> dict[s
     }
 
 
-def curve(steps: int, level: float, noise: Callable[[float], float] = math.sin) -> bytes:
+def curve(steps: int, level: float, noise: Callable[[float], float] = math.sin, slots: bool = False) -> bytes:
     lines = []
     for step in range(1, steps + 1):
         loss = level + 3 * math.exp(-step / 90) + 0.1 * noise(step * 1.7)
@@ -129,6 +129,7 @@ def curve(steps: int, level: float, noise: Callable[[float], float] = math.sin) 
                     "validation_nats_per_token": loss + 0.2,
                     "validation_standard_error": 0.04,
                     "bits_per_byte": loss / 3,
+                    **({"validation_nats_per_slot": [loss - 1, loss, loss + 0.5, loss + 1.3]} if slots else {}),
                 }
             )
     return "".join(json.dumps(line) + "\n" for line in lines).encode()

@@ -7,8 +7,9 @@ import pytest
 from made_up import ATTACK, MadeUp
 from rich.console import Console
 
-from bitlm.config import ReportConfig
-from bitlm.evaluate import report, table
+from bitlm.artifacts.record import InputEntry
+from bitlm.config import PipelineConfig, ReportConfig, TrainConfig
+from bitlm.evaluate import choices, report, table
 from bitlm.evaluate import results as results_module
 from bitlm.evaluate.results import Results, collect
 
@@ -116,12 +117,13 @@ def test_rouge_table_holds_our_rows_and_the_articles_apart(page: Page, results: 
     assert names[ours + 1 : article] == OURS
     assert names[article + 1 :] == list(ARTICLE)
     for system, figures in ARTICLE.items():
-        assert shown[system][:3] == figures.split("/")
-        assert shown[system][3:] == ["–", "–"]
+        assert shown[system][1:4] == figures.split("/")
+        assert shown[system][4:] == ["–", "–"]
     for row in results["rows"][:5]:
         score = row["scores"]["rouge2"]
-        assert shown[row["system"]][1] == f"{score['f1']:.2f}{score['low']:.2f}–{score['high']:.2f}"
-        assert shown[row["system"]][4] == "40"
+        assert shown[row["system"]][2] == f"{score['f1']:.2f}{score['low']:.2f}–{score['high']:.2f}"
+        assert shown[row["system"]][0] == (row["choices"] or "–")
+        assert shown[row["system"]][5] == "40"
 
 
 def test_notes_of_the_figures_are_on_the_page(page: Page) -> None:
@@ -129,6 +131,7 @@ def test_notes_of_the_figures_are_on_the_page(page: Page) -> None:
     for note in (
         table.ARTICLE_NOTE,
         table.LEAD_NOTE,
+        table.CHOICES_NOTE,
         "Figures rest on 40 examples",
         "4 outputs are empty",
         "rouge-score 0.1.2, stemming",
@@ -175,8 +178,8 @@ def test_markdown_holds_every_row(results: Results) -> None:
         [cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines() if line.startswith("|")
     ]
     assert [line[0] for line in lines[2:14]] == OURS + list(ARTICLE)
-    assert {len(line) for line in lines[:14]} == {7}
-    assert "/".join(lines[8][2:5]) == "29.70/9.21/23.24"
+    assert {len(line) for line in lines[:14]} == {8}
+    assert "/".join(lines[8][3:6]) == "29.70/9.21/23.24"
     assert table.ARTICLE_NOTE in markdown
     score = results["rows"][1]["scores"]["rouge1"]
     assert f"{score['f1']:.2f} [{score['low']:.2f}, {score['high']:.2f}]" in markdown
@@ -192,14 +195,46 @@ def test_terminal_table_fits_eighty_columns(results: Results) -> None:
     assert "…" not in text
 
 
-def test_a_departure_from_the_articles_choices_is_told(made_up: MadeUp) -> None:
-    tiny = next(record for record in made_up.trained if record.stage == "pretrain")
-    assert "departs" in results_module._choices(tiny)
-    assert "loss = bce (there velocity), denoiser = matched_filter (there direct)" in results_module._choices(tiny)
-    model = {**tiny.identity["model"], "head": {**tiny.identity["model"]["head"], "denoiser": "direct"}}
-    diffusion = {**tiny.identity["diffusion"], "loss": "velocity"}
-    article = tiny.model_copy(update={"identity": {**tiny.identity, "model": model, "diffusion": diffusion}})
-    assert "is trained with the choices" in results_module._choices(article)
+def test_a_departure_from_the_articles_choices_is_told(results: Results, made_up: MadeUp) -> None:
+    notes = [note for note in results["notes"] if "departs from the choices" in note]
+    assert len(notes) == 1
+    assert "loss = token (there velocity)" in notes[0]
+    assert "denoiser = codebook (there direct)" in notes[0]
+    assert [row["choices"] for row in results["rows"]] == [None, "ours", "ours", None, None, *[None] * 7]
+
+
+def test_departures_of_every_stage_are_found(made_up: MadeUp) -> None:
+    records = {record.id: record for record in made_up.ancestry}
+    evaluation = made_up.evaluations[2]
+    finetune = records[evaluation.inputs["model"].id]
+    pretrain = records[finetune.inputs["pretrain"].id]
+    article = PipelineConfig.model_validate({"preset": "0.6b"})
+    identities = {
+        pretrain.id: {**pretrain.identity, "model": article.model.identity(), **_trained(article.pretrain)},
+        finetune.id: {**finetune.identity, **_trained(article.finetune)},
+    }
+    for id, identity in identities.items():
+        records[id] = records[id].model_copy(update={"identity": identity})
+    evaluation = evaluation.model_copy(update={"identity": {**evaluation.identity, **article.evaluate.identity()}})
+    assert choices.of_system(evaluation, records) == "article"
+    assert "is trained with the choices" in choices.note(records[pretrain.id])
+
+    staggered = evaluation.model_copy(update={"identity": {**evaluation.identity, "stagger": 0.5}})
+    assert choices.departures(staggered) == ["stagger = 0.5 (there 0.0)"]
+    muon = records[finetune.id].model_copy(update={"identity": {**identities[finetune.id], "optimizer": "muon"}})
+    assert choices.departures(muon) == ["optimizer = muon (there adamw)"]
+    start = InputEntry(id="pretrain/tiny-lm@v1", fingerprint="0")
+    started = records[pretrain.id].model_copy(update={"inputs": {**pretrain.inputs, "init": start}})
+    assert choices.departures(started) == ["backbone of pretrain/tiny-lm@v1 (there fresh)"]
+    ready = records[pretrain.id].model_copy(update={"identity": {**identities[pretrain.id], "init": {"kind": "hub"}}})
+    assert choices.departures(ready) == ["backbone of a ready checkpoint (there fresh)"]
+    for one in (muon, started, ready):
+        assert choices.of_system(evaluation, {**records, one.id: one}) == "ours"
+    assert choices.of_system(staggered, records) == "ours"
+
+
+def _trained(config: TrainConfig) -> dict:
+    return {"diffusion": config.diffusion.model_dump(mode="json"), "optimizer": config.optimizer}
 
 
 def test_systems_scored_on_other_examples_are_told(made_up: MadeUp) -> None:
@@ -213,7 +248,8 @@ def test_rows_without_intervals_are_the_articles_only(results: Results) -> None:
     rows = [table.Row.model_validate(row) for row in results["rows"]]
     assert [row.source for row in rows] == ["ours"] * 5 + ["article"] * 7
     assert all((row.scores["rouge1"].low is None) == (row.source == "article") for row in rows)
-    assert [set(line) for line in table.plain(rows)] == [{"system", "source", "examples", *table.TITLES.values()}] * 12
+    columns = {"system", "choices", "source", "examples", *table.TITLES.values()}
+    assert [set(line) for line in table.plain(rows)] == [columns] * 12
 
 
 def test_a_report_without_training_has_no_charts(made_up: MadeUp) -> None:
