@@ -102,15 +102,18 @@ def _plan(args: argparse.Namespace) -> int:
     from flows.execute import chosen_steps
     from flows.plan import plan
     from flows.show import show_plan
+    from flows.tokens_cli import estimate_tokens, show_estimate, with_estimate
 
     config = configure(args.preset, args.assignments)
-    planned = plan(
-        chosen_steps(_stages(args.stages), config, args.root, _inputs(args.inputs), upstream=True), args.root
-    )
+    steps = chosen_steps(_stages(args.stages), config, args.root, _inputs(args.inputs), upstream=True)
+    planned = plan(steps, args.root)
+    estimate = estimate_tokens(steps, config, args.root) if "tokens" in args.stages else None
     if args.json:
-        print(json.dumps([p.as_json() for p in planned], indent=2))
-    else:
-        show_plan(planned)
+        print(json.dumps(with_estimate([p.as_json() for p in planned], estimate), indent=2))
+        return 0
+    show_plan(planned)
+    if estimate is not None:
+        show_estimate(estimate)
     return 0
 
 

@@ -5,7 +5,7 @@ import io
 import resource
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -96,14 +96,25 @@ def encode_unit(unit: Unit, job: Job) -> UnitResult:
     if made is not None:
         return UnitResult(made, None, _peak())
     store = Store(job.root)
-    output = Output(unit, job, kit.info, clock)
+
+    def put(path: str, data: bytes) -> None:
+        storage.write_atomic(storage.join(job.out, path), data)
+
+    output = Output(unit.index, kit.info, clock, put)
     for part in unit.parts:
         url = locate(store, job.corpus, part)
         for batch in clock.each("read", read_batches(url, part.format, job.text_column, job.id_column, part.groups)):
             encode_batch(batch, part.path, kit, job.validation_fraction, output, clock)
         if not part.etag.startswith("sha256-"):
             check_unchanged(part)  # what was read is what was listed
-    return UnitResult(output.finish(), dict(clock.seconds), _peak())
+    output.finish()
+    record = UnitRecord(
+        format=job.format, unit=unit, corpus=job.corpus.fingerprint, tokenizer_sha256=kit.info.sha256,
+        documents_in=output.documents_in, shards=output.shards, rejected=output.rejected, written=tuple(output.written),
+    )  # fmt: skip
+    assert record.documents_in == output.documents + sum(record.rejected.values()), unit
+    put(record_path(unit), record.model_dump_json().encode())
+    return UnitResult(record, dict(clock.seconds), _peak())
 
 
 def encode_batch(
@@ -140,17 +151,29 @@ def encode_batch(
 
 
 class Output:
-    """The shards, side files and rejected rows of a unit in the making; at most one shard of each split is open."""
+    """The shards, side files and rejected rows of a unit in the making; at most one shard of each split is open.
 
-    def __init__(self, unit: Unit, job: Job, info: TokenizerInfo, clock: Clock) -> None:
-        self._unit, self._job, self._info, self._clock = unit, job, info, clock
+    Each file is given to ``put`` whole.
+    """
+
+    def __init__(self, unit: int, info: TokenizerInfo, clock: Clock, put: Callable[[str, bytes], None]) -> None:
+        self._unit, self._info, self._clock, self._put = unit, info, clock, put
         self._writers = {split: self._writer() for split in SPLITS}
         self._text_bytes: Counter[str] = Counter()
         self._due = dict.fromkeys(SPLITS, 1.0)
-        self._shards: dict[str, list[ShardEntry]] = {split: [] for split in SPLITS}
         self._rejected = Rejected()
-        self._written: list[FileEntry] = []
         self.documents_in = 0
+        self.shards: dict[str, list[ShardEntry]] = {}
+        self.written: list[FileEntry] = []
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        return dict(sorted(self._rejected.reasons.items()))
+
+    @property
+    def documents(self) -> int:
+        """In the shards that are written."""
+        return sum(entry.documents for entries in self.shards.values() for entry in entries)
 
     def due(self, split: str, characters: int) -> float:
         """How many characters of the sample are due after so many more: ``SAMPLE_SHARE`` of all, and one in any case at
@@ -177,22 +200,12 @@ class Output:
             row, id = int(batch.rows[place]), batch.ids[place].as_py()
             self._rejected.add({"reason": fault.reason, "file": file, "row": row, "id": id, "text": fault.shown})
 
-    def finish(self) -> UnitRecord:
+    def finish(self) -> None:
         for split in SPLITS:
             if self._writers[split].documents:
                 self._close(split)
-        if self._rejected.reasons:
-            self._put(f"rejected/{self._unit.index:05d}.parquet", self._rejected.close())
-        shards = {split: tuple(entries) for split, entries in self._shards.items() if entries}
-        made = UnitRecord(
-            format=self._job.format, unit=self._unit, corpus=self._job.corpus.fingerprint,
-            tokenizer_sha256=self._info.sha256, documents_in=self.documents_in, shards=shards,
-            rejected=dict(sorted(self._rejected.reasons.items())), written=tuple(self._written),
-        )  # fmt: skip
-        kept = sum(entry.documents for entries in shards.values() for entry in entries)
-        assert self.documents_in == kept + sum(made.rejected.values()), self._unit
-        storage.write_atomic(storage.join(self._job.out, record_path(self._unit)), made.model_dump_json().encode())
-        return made
+        if self.rejected:
+            self._written(f"rejected/{self._unit:05d}.parquet", self._rejected.close())
 
     def _writer(self) -> ShardWriter:
         return ShardWriter(self._info.num_bits, self._info.end_id)
@@ -200,23 +213,24 @@ class Output:
     def _close(self, split: str) -> None:
         with self._clock("write"):
             writer, self._writers[split] = self._writers[split], self._writer()
-            base = f"shards/{split}/{self._unit.index:05d}-{len(self._shards[split]):03d}"
+            made = self.shards.setdefault(split, [])
+            base = f"shards/{split}/{self._unit:05d}-{len(made):03d}"
             shard, docs = io.BytesIO(), io.BytesIO()
             counts = writer.write(shard, docs)
-            side, entry = self._put(f"{base}.docs.parquet", docs), self._put(f"{base}.arrow", shard)
-            self._due[split] = 1.0
-            self._shards[split].append(
+            side, entry = self._written(f"{base}.docs.parquet", docs), self._written(f"{base}.arrow", shard)
+            made.append(
                 ShardEntry(
                     **entry.model_dump(), documents=counts.documents, tokens=counts.tokens, filling=counts.filling,
-                    text_bytes=self._text_bytes.pop(split), docs=side.path, unit=self._unit.index,
+                    text_bytes=self._text_bytes.pop(split), docs=side.path, unit=self._unit,
                 )
             )  # fmt: skip
+            self._due[split] = 1.0
 
-    def _put(self, path: str, made: io.BytesIO) -> FileEntry:
+    def _written(self, path: str, made: io.BytesIO) -> FileEntry:
         data = made.getvalue()
-        storage.write_atomic(storage.join(self._job.out, path), data)
-        self._written.append(FileEntry(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest()))
-        return self._written[-1]
+        self._put(path, data)
+        self.written.append(FileEntry(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest()))
+        return self.written[-1]
 
 
 class Rejected:
