@@ -4,9 +4,9 @@ slots that start one after another (stagger), and blocks that end early once the
 Shapes: n blocks, m slots, B bits.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -17,14 +17,14 @@ from bitlm.errors import ConfigError
 
 TimeGrid = Literal["uniform", "shifted"]
 GuidanceForm = Literal["prediction", "logit"]
-Denoiser = Callable[[Tensor, Tensor], Tensor]
-"""(A_t [n, m, B], t [1, m]) → Â_0 [n, m, B]."""
+Denoiser = Callable[[Tensor, Any], Tensor]
+"""(A_t [n, m, B], t [1, m] or what stands for it in ``Schedule.seen``) → Â_0 [n, m, B]."""
 
 
 class RowDenoiser(Protocol):
     """A ``Denoiser`` that can be restricted to some of its rows, as adaptive commitment needs."""
 
-    def __call__(self, noisy: Tensor, t: Tensor) -> Tensor: ...
+    def __call__(self, noisy: Tensor, t: Any) -> Tensor: ...
 
     def keep(self, rows: Tensor) -> "RowDenoiser":
         """For the rows [r] int64 of the current ones, in that order."""
@@ -34,11 +34,13 @@ class RowDenoiser(Protocol):
 @dataclass(frozen=True)
 class Schedule:
     """A table of ``noise_levels`` as K steps use it: ``t`` [K, 1, m] of each call, ``ratio`` [K, m, 1] the next level
-    divided by this one (1 where a slot is already clean), ``levels`` the K+1 rows of the table themselves."""
+    divided by this one (1 where a slot is already clean), ``levels`` the K+1 rows of the table themselves, ``seen`` [K]
+    what the denoiser is given as t, by default ``t``."""
 
     t: Tensor
     ratio: Tensor
     levels: tuple[tuple[float, ...], ...]
+    seen: Sequence[Any]
 
     @classmethod
     def of(cls, levels: Tensor, device: torch.device | str = "cpu") -> "Schedule":
@@ -46,7 +48,12 @@ class Schedule:
         t, following = levels[:-1], levels[1:]
         ratio = torch.where(t > 0, following / t, 1.0)
         rows = tuple(tuple(row) for row in levels.tolist())
-        return cls(t[:, None].float().to(device), ratio[..., None].float().to(device), rows)
+        t = t[:, None].float().to(device)
+        return cls(t, ratio[..., None].float().to(device), rows, t)
+
+    def seen_as(self, change: Callable[[Tensor], Any]) -> "Schedule":
+        """For a denoiser that computes something of every t [1, m] once for all blocks."""
+        return replace(self, seen=[change(t) for t in self.t])
 
     @property
     def num_steps(self) -> int:
@@ -161,10 +168,10 @@ def _estimate(denoiser: Denoiser, current: Tensor, schedule: Schedule, k: int) -
     """Â_0 at call k. A clean slot shows the denoiser its code, as in training, and keeps its value: with guidance the
     value it landed on may lie far outside [-1, 1]."""
     if min(schedule.levels[k]) > 0:
-        return denoiser(current, schedule.t[k])
+        return denoiser(current, schedule.seen[k])
     clean = (schedule.t[k] == 0)[..., None]  # [1, m, 1]
     code = torch.where(current > 0, 1.0, -1.0)
-    return torch.where(clean, current, denoiser(torch.where(clean, code, current), schedule.t[k]))
+    return torch.where(clean, current, denoiser(torch.where(clean, code, current), schedule.seen[k]))
 
 
 def _update(estimate: Tensor, current: Tensor, schedule: Schedule, k: int) -> Tensor:

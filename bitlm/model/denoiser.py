@@ -7,7 +7,7 @@ power of two.
 
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from functools import cache
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,9 +20,16 @@ from bitlm.model.head import DiffusionHead, Prepared
 _GRAPHS: "WeakKeyDictionary[DiffusionHead, tuple[Hashable, dict[Hashable, GraphedBlock]]]" = WeakKeyDictionary()
 
 
+class Level(NamedTuple):
+    """A noise level t [1, m] and its ``time`` embedding [1, m, H], computed once for all blocks."""
+
+    t: Tensor
+    time: Tensor
+
+
 @dataclass(frozen=True)
 class HeadDenoiser:
-    """(A_t [n, m, B], t [1, m]) → Â_0 [n, m, B], guided unless ω = 1.
+    """(A_t [n, m, B], Level) → Â_0 [n, m, B], guided unless ω = 1.
 
     ``prepared`` holds n blocks, with guidance 2n, the conditional ones first, then the null ones: both branches are one
     call of the head.
@@ -34,11 +41,19 @@ class HeadDenoiser:
     guidance_form: GuidanceForm
     compiled: bool = False
 
-    def __call__(self, noisy: Tensor, t: Tensor) -> Tensor:
-        unguided, both = (_compiled(_estimate), _compiled(_guided)) if self.compiled else (_estimate, _guided)
+    def __call__(self, noisy: Tensor, level: Level) -> Tensor:
         if self.guidance_scale == 1:
-            return unguided(self.head, noisy, t, self.prepared)
-        return both(self.head, noisy, t, self.prepared, self.guidance_scale, self.guidance_form)
+            return to_codes(self._logits(noisy, level))
+        conditional, null = self._logits(torch.cat([noisy, noisy]), level).chunk(2)
+        return guide(conditional, null, self.guidance_scale, self.guidance_form)
+
+    def _logits(self, noisy: Tensor, level: Level) -> Tensor:
+        if not self.compiled:
+            return self.head(noisy, level.t, self.prepared, level.time)
+        if len(noisy) > 1:  # one compilation for every number of blocks: it changes as rows end
+            for tensor in (noisy, *self.prepared.tensors()):
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        return _compiled_head(self.head, noisy, level.t, self.prepared, level.time)
 
     def keep(self, rows: Tensor) -> "HeadDenoiser":
         """For the blocks at these places alone."""
@@ -47,27 +62,16 @@ class HeadDenoiser:
         return replace(self, prepared=self.prepared.index(rows))
 
 
-def _estimate(head: DiffusionHead, noisy: Tensor, t: Tensor, prepared: Prepared) -> Tensor:
-    return to_codes(head(noisy, t, prepared))
-
-
-def _guided(
-    head: DiffusionHead, noisy: Tensor, t: Tensor, prepared: Prepared, guidance_scale: float, form: GuidanceForm
-) -> Tensor:
-    conditional, null = head(torch.cat([noisy, noisy]), t, prepared).chunk(2)
-    return guide(conditional, null, guidance_scale, form)
-
-
-@cache
-def _compiled(function):
-    return torch.compile(function, fullgraph=True)
+@torch.compile
+def _compiled_head(head: DiffusionHead, noisy: Tensor, t: Tensor, prepared: Prepared, time: Tensor) -> Tensor:
+    return head(noisy, t, prepared, time)
 
 
 class GraphedBlock:
     """``denoise_block`` for one number of blocks, recorded. It reads its inputs from buffers of its own."""
 
     def __init__(self, denoiser: HeadDenoiser, noise: Tensor, schedule: Schedule) -> None:
-        self._noise = noise.clone()
+        self._noise, self._schedule = noise.clone(), schedule  # the graph reads the schedule's tensors too
         self._prepared = denoiser.prepared.map(torch.clone)
         denoiser = replace(denoiser, prepared=self._prepared)
         stream = torch.cuda.Stream(noise.device)

@@ -174,10 +174,16 @@ class DiffusionHead(nn.Module):
                 null = replace(null, query=None, lexicon=None, choice=choice)
         return prepared if null is None else prepared.cat(null)
 
-    def forward(self, noisy: Tensor, t: Tensor, prepared: Prepared) -> Tensor:
-        """A_t [n, m, B] float32, t [n or 1, m or 1] float32 → logits [n, m, B] float32."""
+    def embed_time(self, t: Tensor) -> Tensor:
+        """t [n or 1, m or 1] → the part of the adaptive norm's input that t alone decides, [n or 1, m, H]."""
+        features = time_features(t.expand(-1, len(self.slot_embedding)))
+        return self.time(features.to(self.time[0].weight.dtype))
+
+    def forward(self, noisy: Tensor, t: Tensor, prepared: Prepared, time: Tensor | None = None) -> Tensor:
+        """A_t [n, m, B] float32, t [n or 1, m or 1] float32 → logits [n, m, B] float32. ``time`` is ``embed_time(t)``,
+        for a sampler that comes back to the same levels."""
         known = self._known(noisy, t, prepared)
-        answer = self._answer(noisy, t, prepared, known)
+        answer = self._answer(noisy, self.embed_time(t) if time is None else time, prepared, known)
         if self.denoiser == "codebook":
             return self._by_codebook(log_odds_of_bits, prepared, known, answer)
         if self.denoiser == "codebook_prior":
@@ -189,7 +195,7 @@ class DiffusionHead(nn.Module):
         assert self.denoiser == "codebook"
         assert prepared.lexicon is not None
         known = self._known(noisy, t, prepared)
-        answer = self._answer(noisy, t, prepared, known)
+        answer = self._answer(noisy, self.embed_time(t), prepared, known)
         return self._by_codebook(nll, prepared, known, answer, targets)
 
     def _known(self, noisy: Tensor, t: Tensor, prepared: Prepared) -> Tensor | None:
@@ -199,16 +205,17 @@ class DiffusionHead(nn.Module):
         known = matched_filter(noisy, t[..., None])
         return known if prepared.prior is None else known + prepared.prior
 
-    def _answer(self, noisy: Tensor, t: Tensor, prepared: Prepared, known: Tensor | None) -> Tensor:
+    def _answer(self, noisy: Tensor, time: Tensor, prepared: Prepared, known: Tensor | None) -> Tensor:
         """The network: [n, m, B], or [n, m, R] for the ``codebook`` denoiser."""
         condition = prepared.condition
-        features = time_features(t.expand(-1, condition.shape[1])).to(condition.dtype)  # [n or 1, m, 256]
-        y = F.silu(self.time(features) + condition)  # [n, m, H]
+        y = F.silu(time + condition)  # [n, m, H]
         x = self.input(noisy.to(condition.dtype)) + self.slot_embedding
         if self.prior is not None:
             x = x + condition
         if self.codebook is not None:
-            x = x + self.codebook.feature(self._by_codebook(mean_row, prepared, known))
+            with torch.no_grad():  # p learns from its own loss; a gradient through here costs much and changes nothing
+                expected = self._by_codebook(mean_row, prepared, known)
+            x = x + self.codebook.feature(expected)
         for i, layer in enumerate(self.layers):
             if i % LAYERS_PER_MODULATION == 0:
                 modulation = self.modulations[i // LAYERS_PER_MODULATION](y).chunk(6, dim=-1)

@@ -9,7 +9,7 @@ from torch import Tensor
 from bitlm.codes import decode
 from bitlm.diffusion.noise import sample_noise, token_uniform
 from bitlm.diffusion.sampler import Denoised, Schedule, denoise_block, denoise_until_committed, noise_levels
-from bitlm.model.denoiser import HeadDenoiser, denoise_as_graph
+from bitlm.model.denoiser import HeadDenoiser, Level, denoise_as_graph
 from bitlm.model.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def _diffusion_realizer(model: "BitLMForCausalLM", sampling: Sampling) -> Realiz
         grid=sampling.time_grid,
         shift=sampling.time_shift,
     )
-    schedule = Schedule.of(levels, embedding.device)
+    schedule = Schedule.of(levels, embedding.device).seen_as(lambda t: Level(t, head.embed_time(t)))
     guided = sampling.guidance_scale != 1
 
     def realize(context: Tensor, keys: list[int], block: int) -> Realized:

@@ -306,3 +306,17 @@ def test_the_lm_head_has_nothing_to_trace(build: Build) -> None:
 
 def test_no_prompts_no_output(build: Build) -> None:
     assert build().generate([], max_new_tokens=4).ids == []
+
+
+def test_the_compiled_head_says_the_same(build: Build) -> None:
+    """One compilation without a break serves all numbers of rows, K and ω. (A GPU's graph is not made here.)"""
+    model = build(head_num_layers=1)
+    settings = {"max_new_tokens": 12, "num_steps": 4, "guidance_scale": 2.0}
+    plain = model.generate(PROMPTS[:5], **settings)
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    assert model.generate(PROMPTS[:5], compile=True, **settings) == plain
+    other = {"max_new_tokens": 4, "num_steps": 3, "guidance_scale": 3.0, "stagger": 0.5}
+    assert model.generate(PROMPTS[:3], compile=True, **other) == model.generate(PROMPTS[:3], **other)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
