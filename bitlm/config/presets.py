@@ -67,8 +67,8 @@ class Sections(Frozen):
 
     def _possible_head(self) -> None:
         head = self.model.head
-        if head.codebook_rank is not None and head.denoiser not in ("codebook_prior", "codebook"):
-            raise ValueError(f"model.head.codebook_rank = {head.codebook_rank}: {head.denoiser} has no codebook")
+        if head.codebook_rank is not None and head.denoiser != "codebook":
+            raise ValueError(f"model.head.codebook_rank = {head.codebook_rank} needs model.head.denoiser = codebook")
         if head.codebook_rank is not None and head.codebook_rank > self.model.hidden_size:
             raise ValueError(
                 f"model.head.codebook_rank = {head.codebook_rank} is more than model.hidden_size = "

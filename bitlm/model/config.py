@@ -91,6 +91,8 @@ class BitLMConfig(PreTrainedConfig):
     def _check_codebook(self) -> None:
         if self.loss == "token" and self.denoiser != "codebook":
             raise ConfigError(f"loss = token needs denoiser = codebook; {self.denoiser} does not tell probabilities")
+        if self.codebook_rank is not None and self.denoiser != "codebook":
+            raise ConfigError(f"codebook_rank = {self.codebook_rank} needs denoiser = codebook")
         if self.codebook_rank is not None and not 1 <= self.codebook_rank <= self.hidden_size:
             raise ConfigError(f"codebook_rank = {self.codebook_rank}: choose 1 to hidden_size = {self.hidden_size}")
 

@@ -176,6 +176,7 @@ class DiffusionHead(nn.Module):
 
     def embed_time(self, t: Tensor) -> Tensor:
         """t [n or 1, m or 1] → the part of the adaptive norm's input that t alone decides, [n or 1, m, H]."""
+        # A level that the slots share is embedded for each of them: rounding depends on the number of a product's rows.
         features = time_features(t.expand(-1, len(self.slot_embedding)))
         return self.time(features.to(self.time[0].weight.dtype))
 

@@ -77,7 +77,7 @@ def test_mistakes_are_one_line_that_names_the_key(assignment, expected):
 
 
 def test_a_codebooks_rank_needs_a_codebook():
-    with pytest.raises(ConfigError, match=r"model\.head\.codebook_rank = 8: direct has no codebook"):
+    with pytest.raises(ConfigError, match=r"model\.head\.codebook_rank = 8 needs model\.head\.denoiser = codebook"):
         configure("0.6b", ["model.head.codebook_rank=8"])
 
 

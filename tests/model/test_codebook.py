@@ -87,16 +87,13 @@ def test_logits_and_token_probabilities_are_the_brute_force_ones(build: Build, p
     torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-4)
 
 
-@every_variant
+@pytest.mark.parametrize("path", ["norm", "direct"])
 @torch.no_grad()
-def test_prior_adds_the_networks_output_to_the_log_odds_of_the_mean_code(
-    build: Build, path: str, rank: int | None
-) -> None:
-    model = built(build, path, rank, denoiser="codebook_prior")
+def test_prior_adds_the_networks_output_to_the_log_odds_of_the_mean_code(build: Build, path: str) -> None:
+    model = built(build, path, denoiser="codebook_prior")
     noisy, t, context = inputs(3)
     prepared = model.prepare(context)
-    nothing = np.zeros((3, M, rank or D))
-    p = probabilities(model, noisy, t, context, nothing)
+    p = probabilities(model, noisy, t, context, np.zeros((3, M, D)))
     one, zero = p @ (CODES > 0), p @ (CODES < 0)
     expected = np.log(one) - np.log(zero) + answers(model, noisy, t, prepared)
     got = model.head(noisy, t, prepared)
@@ -135,8 +132,10 @@ def test_a_fresh_codebook_is_the_tied_softmax_of_the_last_vector_times_the_unigr
     torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("denoiser", ["codebook", "codebook_prior"])
-@every_variant
+@pytest.mark.parametrize(
+    ("denoiser", "path", "rank"),
+    [*(("codebook", *variant) for variant in VARIANTS), ("codebook_prior", "direct", None)],
+)
 def test_chunks_change_nothing(
     build: Build, monkeypatch: pytest.MonkeyPatch, denoiser: str, path: str, rank: int | None
 ) -> None:

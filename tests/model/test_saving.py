@@ -105,6 +105,7 @@ def test_config_comes_from_the_pipelines_sections(tmp_path: Path) -> None:
         ({"end_token_id": 256}, "end_token_id = 256"),
         ({"loss": "token"}, "loss = token needs denoiser = codebook; direct does not"),
         ({"loss": "token", "denoiser": "codebook_prior"}, "loss = token needs denoiser = codebook; codebook_prior"),
+        ({"denoiser": "codebook_prior", "codebook_rank": 8}, "codebook_rank = 8 needs denoiser = codebook"),
         ({"denoiser": "codebook", "codebook_rank": 65}, "codebook_rank = 65: choose 1 to hidden_size = 64"),
     ],
 )
