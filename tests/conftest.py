@@ -10,6 +10,11 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import torch
+
+# As many as a worker has: sums depend, in their last bits, on how many threads share them.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(scope="session")
 def samples() -> Path:

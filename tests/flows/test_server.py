@@ -38,8 +38,8 @@ def test_server_ends_with_its_owner(tmp_path, sent):
     assert url.startswith("http://127.0.0.1:")
     assert children
     os.killpg(owner.pid, sent)
-    owner.wait(timeout=10)
-    _, alive = psutil.wait_procs(children, timeout=10)
+    owner.wait(timeout=60)
+    _, alive = psutil.wait_procs(children, timeout=60)
     assert not alive
 
 

@@ -44,15 +44,15 @@ SETTINGS: dict[str, Any] = {
     "evaluate": {"examples": 8, "num_steps": 2, "bootstrap_samples": 50, "execution": {"cpus_per_actor": 1}},
 }
 
-ONE_HEAD = {"pretrain": {**SETTINGS["pretrain"], "heads": ["diffusion"]}}
+ONE_HEAD = {"pretrain": {**SETTINGS["pretrain"], "heads": ["diffusion"], "init_from": None}}
 
 STEPS = [
     "corpus/tiny",
     "tokenizer/tiny",
     "tokens/tiny",
+    "pretrain/tiny-lm",
     "pretrain/tiny-diffusion",
     "finetune/tiny-diffusion",
-    "pretrain/tiny-lm",
     "finetune/tiny-lm",
     "evaluate/tiny-lead",
     "evaluate/tiny-diffusion-pretrained",

@@ -168,7 +168,9 @@ def test_predictions_score_as_the_record_says(home, made, capsys):
 def test_ctrl_c_ends_within_ten_seconds_and_the_next_run_continues(home, copy):
     for gone in ("pretrain", "finetune", "evaluate", "report"):
         shutil.rmtree(copy / gone)
-    slow = {**SETTINGS, "pretrain": {**SETTINGS["pretrain"], "heads": ["diffusion"], "steps": 400}}
+    execution = {"cpus_per_worker": 1, "checkpoint_every": 25}
+    longer = {"heads": ["diffusion"], "init_from": None, "steps": 200, "execution": execution}
+    slow = {**SETTINGS, "pretrain": {**SETTINGS["pretrain"], **longer}}
     command = [str(BIN / "bitlm"), "run", "pretrain", "--root", str(copy), *assignments(slow)]
     run = subprocess.Popen(
         command, env=environment(home), stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=home
@@ -186,7 +188,7 @@ def test_ctrl_c_ends_within_ten_seconds_and_the_next_run_continues(home, copy):
     short = bitlm(home, "run", "pretrain", "--json", "--root", str(copy), settings=slow)
     assert short.returncode == 0, short.stderr[-3000:]
     resumed = json.loads(short.stdout)
-    assert resumed["metrics"]["steps"] == 400
+    assert resumed["metrics"]["steps"] == 200
     assert resumed["metrics"]["resumed_from_step"] > 0
 
 
