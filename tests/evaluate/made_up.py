@@ -27,7 +27,8 @@ class MadeUp:
 
 
 def make(root: Path) -> MadeUp:
-    config, store = configure("tiny"), Store(str(root))
+    changes = ["model.head.denoiser=matched_filter", "pretrain.diffusion.loss=bce"]
+    config, store = configure("tiny-article", changes), Store(str(root))
     corpus = commit(store, "corpus", "docstrings", config.corpus.identity(), {}, {"source.json": b"{}"})
     tokenizer = commit(
         store, "tokenizer", "docstrings", config.tokenizer.identity(), {"corpus": corpus}, {"tokenizer.json": b"{}"}

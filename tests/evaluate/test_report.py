@@ -198,8 +198,8 @@ def test_terminal_table_fits_eighty_columns(results: Results) -> None:
 def test_a_departure_from_the_articles_choices_is_told(results: Results, made_up: MadeUp) -> None:
     notes = [note for note in results["notes"] if "departs from the choices" in note]
     assert len(notes) == 1
-    assert "loss = token (there velocity)" in notes[0]
-    assert "denoiser = codebook (there direct)" in notes[0]
+    assert "loss = bce (there velocity)" in notes[0]
+    assert "denoiser = matched_filter (there direct)" in notes[0]
     assert [row["choices"] for row in results["rows"]] == [None, "ours", "ours", None, None, *[None] * 7]
 
 
