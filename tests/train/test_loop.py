@@ -24,7 +24,7 @@ from bitlm.model.model import BitLMForCausalLM
 from bitlm.train.loop import train
 
 
-@pytest.mark.parametrize("head", ["diffusion", "lm"])
+@pytest.mark.parametrize("head", ["diffusion", "codebook", "lm"])
 def test_training_learns_and_writes_a_loadable_model(tmp_path: Path, head: str) -> None:
     told = run(tmp_path, head=head, steps=40, execution={"checkpoint_every": 100})
     assert sum(losses(tmp_path)[-5:]) < 0.9 * sum(losses(tmp_path)[:5])
@@ -61,12 +61,12 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_ranks(2, [
         (folder / "diffusion", {"masked": True, "execution": parts}), (folder / "lm", {"head": "lm"}),
         (folder / "begun", {}), (folder / "bfloat16", {"precision": "bfloat16"}),
-        (folder / "muon", {"optimizer": "muon"}),
+        (folder / "muon", {"optimizer": "muon"}), (folder / "codebook", {"head": "codebook", "masked": True}),
     ])  # fmt: skip
     return folder
 
 
-@pytest.mark.parametrize(("head", "masked"), [("diffusion", True), ("lm", False)])
+@pytest.mark.parametrize(("head", "masked"), [("diffusion", True), ("codebook", True), ("lm", False)])
 def test_two_ranks_change_only_rounding(tmp_path: Path, two_ranks: Path, head: str, masked: bool) -> None:
     run(tmp_path, head=head, masked=masked)
     assert losses(two_ranks / head) == pytest.approx(losses(tmp_path), rel=1e-5)

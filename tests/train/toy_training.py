@@ -37,6 +37,9 @@ class ToyBatches:
     def validation(self, indices: Sequence[int]) -> Batch:
         return self._rows([1000 + i for i in indices], [0] * len(indices))
 
+    def close(self) -> None:
+        pass
+
     def _rows(self, indices: list[int], epochs: list[int]) -> Batch:
         index = torch.tensor(indices)[:, None]
         ids = (index * 7 + torch.arange(LENGTH) * (index % 5 + 1)) % 50
@@ -49,13 +52,21 @@ class ToyBatches:
 
 
 def toy_model(head: str) -> BitLMForCausalLM:
+    """``head``: diffusion, lm, or codebook, the diffusion head with all of its own options."""
     torch.manual_seed(0)
+    options = {"head": head, "block_size": 1 if head == "lm" else 4}
+    if head == "codebook":
+        options |= {"head": "diffusion", "denoiser": "codebook", "loss": "token", "slot_noise": 0.5}
+        options |= {"context_path": "direct", "slot_embedding": True, "codebook_rank": 16}
     config = BitLMConfig(
-        head=head, vocab_size=50, embedding_rows=128, num_bits=6, block_size=4 if head == "diffusion" else 1,
+        **options, vocab_size=50, embedding_rows=128, num_bits=6,
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
         intermediate_size=48, head_width=32, head_num_layers=2, head_head_dim=16, end_token_id=0, pad_token_id=1,
     )  # fmt: skip
-    return BitLMForCausalLM(config)
+    model = BitLMForCausalLM(config)
+    if head == "codebook":
+        model.set_unigram(torch.arange(50))
+    return model
 
 
 def toy_setup(
@@ -69,7 +80,7 @@ def toy_setup(
     return Setup(
         config=PretrainConfig(**{**defaults, **config, "execution": {"checkpoint_every": 2, **(execution or {})}}),
         model=lambda: toy_model(head),
-        batches=ToyBatches(4 if head == "diffusion" else 1, masked),
+        batches=ToyBatches(1 if head == "lm" else 4, masked),
         checkpoints=f"{folder}/checkpoints",
         out=f"{folder}/out",
         beside={"tokenizer.json": b"{}"},
@@ -77,14 +88,9 @@ def toy_setup(
 
 
 def run(folder: Path, **options: Any) -> list[dict[str, Any]]:
-    """One rank, in this process, with one thread as a worker has; returns the lines that were reported."""
+    """One rank, in this process; returns the lines that were reported."""
     told: list[dict[str, Any]] = []
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums depend, in their last bits, on how many threads share them
-    try:
-        train(toy_setup(folder, **options), report=told.append)
-    finally:
-        torch.set_num_threads(threads)
+    train(toy_setup(folder, **options), report=told.append)
     return told
 
 
