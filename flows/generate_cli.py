@@ -50,12 +50,14 @@ def add_generate_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     import torch
+    from transformers.utils import logging
 
     from bitlm.evaluate.predictions import load_model
     from bitlm.model import Sampling
 
     given = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
     sampling = Sampling(trace=args.trace, compile=args.compile, **given)
+    logging.disable_progress_bar()
     model, tokenizer = load_model(args.root, args.model)
     model.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     prompts = [tokenizer.encode(prompt) for prompt in args.prompt]

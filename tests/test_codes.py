@@ -83,6 +83,16 @@ def test_void_corners_of_a_128k_vocabulary() -> None:
     assert set(clamped[void].tolist()) == {127_999}
 
 
+def test_void_corners_of_a_128k_vocabulary_reach_a_token_by_the_fewest_flips() -> None:
+    void = torch.arange(128_000, 2**18)
+    reached = decode(encode(void, 18), 128_000, void="nearest")
+    assert ((reached >= 0) & (reached < 128_000)).all()
+    flips = sum((reached ^ void) >> bit & 1 for bit in range(18))
+    one_flip = torch.stack([(void ^ 1 << bit) < 128_000 for bit in range(18)]).any(0)
+    assert torch.equal(flips == 1, one_flip)
+    assert (flips <= 2).all()  # of 17 bits, only those from 128,000 to 131,071 are void: one more 0 above bit 9 will do
+
+
 @pytest.mark.parametrize(("vocab_size", "num_bits"), [(1, 3), (5, 3), (6, 3), (8, 3), (11, 4), (13, 5), (9, 6)])
 def test_nearest_has_the_least_flip_cost(vocab_size: int, num_bits: int) -> None:
     values = torch.randn(300, num_bits, generator=torch.Generator().manual_seed(vocab_size))
