@@ -34,16 +34,11 @@ from bitlm.train.loop import Setup, train
 
 LENGTH = 256
 FINAL_STRATA = 16
+_DEEP = {"head_dim": 32, "head.num_layers": 3, "head.head_dim": 32}
 SIZES = {
-    "small": {
-        "hidden_size": 128, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2, "head_dim": 32, "ffn_size": 384,
-        "head.num_layers": 3, "head.head_dim": 32,
-    },
-    "trial": {
-        "hidden_size": 192, "num_layers": 4, "num_heads": 6, "num_kv_heads": 3, "head_dim": 32, "ffn_size": 640,
-        "head.num_layers": 3, "head.head_dim": 32,
-    },
-}  # fmt: skip
+    "small": {"hidden_size": 128, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2, "ffn_size": 384, **_DEEP},
+    "trial": {"hidden_size": 192, "num_layers": 4, "num_heads": 6, "num_kv_heads": 3, "ffn_size": 640, **_DEEP},
+}
 VOCABULARY = 1024
 
 PRESET = "tiny-article"  # the article's and BitDance's choices, which a row's settings change
@@ -95,6 +90,7 @@ def main() -> None:
         return
     torch.set_num_threads(args.threads)
     logging.disable_progress_bar()
+    args.work.mkdir(parents=True, exist_ok=True)
     tokens = made_tokens(args.work, VOCABULARY)
     results: dict[str, Any] = {}
     for row in _in_order(args.rows):
@@ -105,12 +101,16 @@ def main() -> None:
     print_table([results[name] for name in args.rows])
     if args.judge:
         judged = [results[name] for name in args.rows if results[name]["head"] == "diffusion"]
-        models = {result["row"]: BitLMForCausalLM.load(Path(result["folder"], "out", "model")) for result in judged}
         referee = run(ROWS["lm-muon"], args, tokens, again=False)
-        found = judge(models, BitLMForCausalLM.load(Path(referee["folder"], "out", "model")),
-                      TokenBatches(tokens, LENGTH, args.seed), args.judged)  # fmt: skip
+        models = {result["row"]: _model(result["folder"]) for result in judged}
+        batches = TokenBatches(tokens, LENGTH, args.seed)
+        found = judge(models, _model(referee["folder"]), batches, args.judged)
         args.out.write_text(json.dumps({"options": _options(args), "rows": results, "judged": found}, indent=1))
         print_judgement(found)
+
+
+def _model(folder: str | Path) -> BitLMForCausalLM:
+    return BitLMForCausalLM.load(Path(folder, "out", "model"))
 
 
 def _arguments() -> argparse.Namespace:
@@ -138,7 +138,6 @@ def _arguments() -> argparse.Namespace:
     for name in (*args.rows, *([args.command] if args.command else [])):
         if name.partition("+")[0] not in ROWS:
             parser.error(f"row {name}: choose of {', '.join(ROWS)}")
-    args.work.mkdir(parents=True, exist_ok=True)
     args.out = args.out or args.work / "results.json"
     return args
 
@@ -201,7 +200,6 @@ def run(row: Row, args: argparse.Namespace, tokens: Path, again: bool = True) ->
     batches = TokenBatches(tokens, LENGTH, args.seed)
     figures = train(setup(row, config, args, tokens, batches, folder), report=lambda line: None)
     lines = [json.loads(line) for line in (folder / "out" / "metrics.jsonl").read_text().splitlines()]
-    model = BitLMForCausalLM.load(folder / "out" / "model")
     return {
         "row": row.name,
         "head": row.head,
@@ -212,7 +210,7 @@ def run(row: Row, args: argparse.Namespace, tokens: Path, again: bool = True) ->
         "seconds_per_step": statistics.median(line["seconds"] for line in lines if "loss" in line),
         "training_seconds": sum(line["seconds"] for line in lines if "loss" in line),
         "points": [line for line in lines if "loss" not in line],
-        "bounds": _bounds(model, batches, args),
+        "bounds": _bounds(_model(folder), batches, args),
     }
 
 

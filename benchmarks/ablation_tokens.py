@@ -68,6 +68,9 @@ class TokenBatches:
     def validation(self, indices: Sequence[int]) -> Batch:
         return self._batch(self._validation, list(indices), [0] * len(indices))
 
+    def close(self) -> None:
+        pass  # the files stay mapped while the process lives
+
     def counts(self, vocab_size: int) -> torch.Tensor:
         """How often each token occurs in training, [V] int64."""
         return torch.from_numpy(np.bincount(self._train.reshape(-1), minlength=vocab_size))

@@ -1,0 +1,82 @@
+"""The ablation's rows are settings that the pipeline takes, and a short run of it prints a whole table."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+import ablation
+import ablation_judge
+import ablation_tokens
+
+from bitlm.config import TokenizerConfig, configure
+from bitlm.data import tokenizer
+from bitlm.model import BitLMConfig
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A work folder whose tokens are made of a few sentences."""
+    texts = [f"Return the {number}th item of the list, or nothing where there are fewer." for number in range(900)]
+    monkeypatch.setattr(ablation_tokens, "_texts", lambda: texts)
+    monkeypatch.setattr(ablation, "VOCABULARY", 300)
+    monkeypatch.setattr(ablation, "LENGTH", 32)
+    monkeypatch.setattr(ablation_judge, "SETTINGS", [(2, 0.0, 1.0), (2, 0.5, 4.0)])
+    monkeypatch.setitem(ablation.SIZES, "small", {**ablation.SIZES["small"], "num_layers": 1, "head.num_layers": 1})
+    threads = torch.get_num_threads()
+    yield tmp_path / "work"
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("name", [*ablation.ROWS, "codebook-lm+model.head.codebook_rank=16"])
+def test_a_row_is_settings_of_the_pipeline(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["ablation.py"])
+    row = ablation.row_of(name)
+    config = configure(ablation.PRESET, ablation.settings(row, ablation._arguments()))
+    assert (config.pretrain.init_from == "lm") == (row.start is not None)
+    made = BitLMConfig.from_sections(
+        config.model, config.pretrain.diffusion, head=row.head, vocab_size=1024, num_bits=10, end_id=0, pad_id=1
+    )
+    assert made.codebook_rank == (16 if "rank" in name else None)
+
+
+def test_no_two_rows_are_the_same() -> None:
+    assert len({(row.head, *row.settings) for row in ablation.ROWS.values()}) == len(ablation.ROWS)
+
+
+def test_a_short_run_prints_its_table_and_goes_on_where_it_was(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    options = "--steps 4 --batch 2 --validation 2 --threads 1 --judge --judged 8 --rows article,codebook-noise,lm"
+    monkeypatch.setattr(sys, "argv", ["ablation.py", *options.split(), "--work", str(work)])
+    ablation.main()
+    first = capsys.readouterr().out
+    for name in ("article", "codebook-noise", "lm"):
+        assert f"\n| {name} | " in first
+    found = json.loads((work / "results.json").read_text())
+    rows = found["rows"]
+    assert [[point["step"] for point in row["points"]] for row in rows.values()] == [[2, 4]] * 4  # and lm-muon
+    for row in rows.values():
+        bounds = row["bounds"]
+        assert np.mean(bounds["0.0"]["slots"]) == pytest.approx(bounds["0.0"]["mean"])
+        assert set(bounds) == ({"0.0"} if row["head"] == "lm" else {"0.0", "0.5", "1.0"})
+    assert [line["model"] for line in found["judged"]] == ["real text", *["article"] * 2, *["codebook-noise"] * 2]
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--resume"])
+    ablation.main()
+    table = first[first.index("\nNats per token") :]
+    assert table in capsys.readouterr().out
+
+
+def test_tokens_are_the_text_in_two_splits(work: Path) -> None:
+    folder = ablation_tokens.made_tokens(work, 300)
+    texts = [tokenizer.TextTokenizer.load(folder).decode(np.load(folder / f"{s}.npy")) for s in ("train", "validation")]
+    assert sum(map(len, texts)) == sum(map(len, ablation_tokens._texts()))
+    assert "899th" in texts[0] + texts[1]
+    batches = ablation_tokens.TokenBatches(folder, 32, 0)
+    assert batches.counts(300).sum() == np.load(folder / "train.npy").size // 32 * 32
+    assert TokenizerConfig().end_token not in texts[0]
