@@ -33,7 +33,7 @@ from bitlm.model.initialize import take_backbone
 from bitlm.train.loop import Setup, train
 
 LENGTH = 256
-FINAL_STRATA = 16
+FINAL_STRATA = 8
 _DEEP = {"head_dim": 32, "head.num_layers": 3, "head.head_dim": 32}
 SIZES = {
     "small": {"hidden_size": 128, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2, "ffn_size": 384, **_DEEP},
