@@ -28,18 +28,22 @@ def pack(ids: np.ndarray, num_bits: int) -> np.ndarray:
     if ids.ndim != 1 or len(ids) % _GROUP:
         raise ConfigError(f"pack takes one row of ids whose length is a multiple of {_GROUP}, got shape {ids.shape}")
     if len(ids):
-        check_range(int(ids.min()), int(ids.max()), num_bits)
+        check_range(0 if ids.dtype.kind == "u" else int(ids.min()), int(ids.max()), num_bits)
     groups = np.ascontiguousarray(ids, dtype=np.uint32).reshape(-1, _GROUP)
     packed = np.empty(len(groups), dtype=_layout(num_bits))
     overlaps = _overlaps(num_bits)
+    tokens, bits, shifted = (np.empty(shape, dtype=np.uint64) for shape in ((_GROUP, _CHUNK), _CHUNK, _CHUNK))
     for start in range(0, len(groups), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        tokens = groups[part].T.astype(np.uint64, order="C")  # [8, groups]
+        count = min(_CHUNK, len(groups) - start)
+        part, used = slice(start, start + count), slice(count)
+        tokens[:, used] = groups[part].T
         for word, pieces in overlaps.items():
-            bits = np.zeros(tokens.shape[1], dtype=np.uint64)
+            bits[used] = 0
             for token, shift in pieces:
-                bits |= _shift(tokens[token], shift)
-            packed[word][part] = bits  # keeps the low bits, in the byte order of the field
+                move = np.left_shift if shift >= 0 else np.right_shift
+                move(tokens[token, used], np.uint64(abs(shift)), out=shifted[used])
+                bits[used] |= shifted[used]
+            packed[word][part] = bits[used]  # keeps the low bits, in the byte order of the field
     return packed.view(np.uint8)
 
 

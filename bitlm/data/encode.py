@@ -20,7 +20,7 @@ from bitlm import storage
 from bitlm.artifacts.record import FileEntry
 from bitlm.artifacts.store import Store
 from bitlm.data.corpus import EXCLUDED_FILE, locate
-from bitlm.data.engine import TextEncoder
+from bitlm.data.engine import Encoded, TextEncoder
 from bitlm.data.rows import derived_id, read_batches
 from bitlm.data.shards import ShardWriter
 from bitlm.data.sources import check_unchanged
@@ -34,7 +34,8 @@ TEST_DOCUMENT = "test_document"  # reason of a row whose text must not be traine
 REJECTED_SCHEMA = pa.schema([
     ("reason", pa.string()), ("file", pa.string()), ("row", pa.int64()), ("id", pa.string()), ("text", pa.string()),
 ])  # fmt: skip
-SAMPLE_SHARE = 2**-10  # of a shard's characters is encoded by both engines
+SAMPLE_SHARE = 2**-12  # characters that both engines encode, to a byte of text
+MOST_SAMPLED = 64  # texts of a batch
 _REJECTED_AT_ONCE = 1000
 _T = TypeVar("_T")
 
@@ -120,34 +121,53 @@ def encode_unit(unit: Unit, job: Job) -> UnitResult:
 def encode_batch(
     batch: TextBatch, file: str, kit: Kit, validation_fraction: float, output: "Output", clock: Clock
 ) -> None:
-    with clock("hash"):
-        digests = [hashlib.sha256(view).digest() for view in batch.views()]
-        table = np.frombuffer(b"".join(digests), ">u8").reshape(-1, 4)
-        usable = np.ones(len(digests), dtype=bool)
-        usable[list(batch.faults)] = False
-        tests = {place for place in np.flatnonzero(usable).tolist() if digests[place] in kit.excluded}
-        usable[list(tests)] = False
-    if not usable.all():
-        output.reject(batch, tests, file)
+    usable = np.ones(len(batch.rows), dtype=bool)
+    usable[list(batch.faults)] = False
+    places = np.flatnonzero(usable)
     with clock("text"):
-        strings = batch.strings()
-    output.documents_in += len(digests)
-    validation = fractions(table[:, 0]) < validation_fraction
-    for split, chosen in zip(SPLITS, (usable & ~validation, usable & validation), strict=True):
-        places = np.flatnonzero(chosen)
-        if len(places):
-            texts = strings[places].tolist()
-            with clock("encode"):
-                encoded = kit.encoder.encode(texts)
-            ids = _ids(batch.ids, places, digests)
-            with clock("compare"):
-                due = output.due(split, sum(map(len, texts)))
-                wrong, compared = kit.encoder.difference(texts, encoded, np.argsort(table[places, 3]), due)
-                output.sampled(split, compared)
-            if wrong is not None:
-                raise ArtifactError(_differs(file, int(batch.rows[places[wrong]]), ids[wrong].as_py()))
-            size = int(np.diff(batch.bounds())[places].sum())
-            output.add(split, encoded.ids, encoded.lengths, ids, batch.rows[places], file, size)
+        texts = batch.strings()[places]
+    with clock("hash"):
+        digests = [hashlib.sha256(text.encode()).digest() for text in texts.tolist()]
+        keys = np.frombuffer(b"".join(digests), ">u8").reshape(-1, 4).astype(np.uint64)
+        tested = np.fromiter(map(kit.excluded.__contains__, digests), bool, len(digests))
+    output.documents_in += len(batch.rows)
+    if batch.faults or tested.any():
+        output.reject(batch, places[tested].tolist(), file)
+    validation = fractions(keys[:, 0]) < validation_fraction
+    lengths = np.diff(batch.bounds())
+    for split, chosen in zip(SPLITS, (~tested & ~validation, ~tested & validation), strict=True):
+        some = np.flatnonzero(chosen)
+        if len(some):
+            ids = _ids(batch.ids, places[some], some, digests)
+            documents = Documents(texts[some].tolist(), ids, batch.rows[places[some]], file)
+            _encode_documents(documents, split, keys[some, 3], int(lengths[places[some]].sum()), kit, output, clock)
+
+
+def _encode_documents(
+    documents: "Documents", split: str, keys: np.ndarray, text_bytes: int, kit: Kit, output: "Output", clock: Clock
+) -> None:
+    with clock("encode"):
+        encoded = kit.encoder.encode(documents.texts)
+    with clock("compare"):
+        due = output.due(split, text_bytes)
+        wrong, compared = kit.encoder.difference(documents.texts, encoded, _sample(keys), due)
+        output.sampled(split, compared)
+    if wrong is not None:
+        raise ArtifactError(
+            f"{documents.file}: fastokens and tokenizers encode document {documents.ids[wrong].as_py()} (row "
+            f"{documents.rows[wrong]}) differently; set tokens.execution.engine=reference, and report the text"
+        )
+    output.add(split, documents, encoded, text_bytes)
+
+
+@dataclass(frozen=True)
+class Documents:
+    """n documents of one split: their texts, ids [n], and the rows int64 [n] of ``file`` that they come from."""
+
+    texts: list[str]
+    ids: pa.StringArray
+    rows: np.ndarray
+    file: str
 
 
 class Output:
@@ -175,26 +195,23 @@ class Output:
         """In the shards that are written."""
         return sum(entry.documents for entries in self.shards.values() for entry in entries)
 
-    def due(self, split: str, characters: int) -> float:
-        """How many characters of the sample are due after so many more: ``SAMPLE_SHARE`` of all, and one in any case at
-        the beginning of a shard."""
-        self._due[split] += SAMPLE_SHARE * characters
+    def due(self, split: str, text_bytes: int) -> float:
+        """How many characters of the sample are due after so much more text: ``SAMPLE_SHARE`` of all, and one in any
+        case at the beginning of a shard."""
+        self._due[split] += SAMPLE_SHARE * text_bytes
         return self._due[split]
 
     def sampled(self, split: str, characters: int) -> None:
         self._due[split] -= characters
 
-    def add(
-        self, split: str, tokens: np.ndarray, lengths: np.ndarray, ids: pa.StringArray, rows: np.ndarray, file: str,
-        text_bytes: int,
-    ) -> None:  # fmt: skip
+    def add(self, split: str, documents: Documents, encoded: Encoded, text_bytes: int) -> None:
         with self._clock("pack"):
-            self._writers[split].add(tokens, lengths, ids, rows, file)
+            self._writers[split].add(encoded.ids, encoded.lengths, documents.ids, documents.rows, documents.file)
         self._text_bytes[split] += text_bytes
         if self._writers[split].full:
             self._close(split)
 
-    def reject(self, batch: TextBatch, tests: set[int], file: str) -> None:
+    def reject(self, batch: TextBatch, tests: list[int], file: str) -> None:
         shown = {place: Fault(TEST_DOCUMENT, batch.texts[place].as_py()) for place in tests}
         for place, fault in sorted({**batch.faults, **shown}.items()):
             row, id = int(batch.rows[place]), batch.ids[place].as_py()
@@ -278,19 +295,18 @@ def load_kit(job: Job) -> Kit:
     return _kit(job.root, job.corpus.id, job.tokenizer.id, job.engine)
 
 
-def _ids(ids: pa.StringArray, places: np.ndarray, digests: Sequence[bytes]) -> pa.StringArray:
-    """Ids of the chosen rows; a row without one has it from its text."""
+def _sample(keys: np.ndarray) -> np.ndarray:
+    """Places of the ``MOST_SAMPLED`` least keys (uint64 [n]), in the order of their keys."""
+    least = np.argpartition(keys, MOST_SAMPLED)[:MOST_SAMPLED] if len(keys) > MOST_SAMPLED else np.arange(len(keys))
+    return least[np.argsort(keys[least])]
+
+
+def _ids(ids: pa.StringArray, places: np.ndarray, order: np.ndarray, digests: Sequence[bytes]) -> pa.StringArray:
+    """Ids at some places of a batch; a row without one has it from its text, whose digest is at ``order``."""
     chosen = ids.take(pa.array(places))
     if not chosen.null_count:
         return chosen
-    return pc.coalesce(chosen, pa.array([derived_id(digests[place]) for place in places.tolist()], pa.string()))
-
-
-def _differs(file: str, row: int, id: str) -> str:
-    return (
-        f"{file}: fastokens and tokenizers encode document {id} (row {row}) differently; "
-        "set tokens.execution.engine=reference, and report the text"
-    )
+    return pc.coalesce(chosen, pa.array([derived_id(digests[place]) for place in order.tolist()], pa.string()))
 
 
 def _peak() -> int:

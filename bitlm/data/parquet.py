@@ -30,7 +30,7 @@ _DAMAGE = (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError)
 def open_parquet(url: str) -> Iterator[pq.ParquetFile]:
     """Raises SourceError naming the file where it is not parquet, or is cut off."""
     with storage.open_read(url) as file:
-        yield _parquet(url, file, pre_buffer=True)
+        yield _parquet(url, file, pre_buffer=not storage.is_local(url))
 
 
 def parquet_batches(url: str, text_column: str, id_column: str | None, groups: range | None) -> Iterator[TextBatch]:

@@ -4,7 +4,6 @@ Text stays in Arrow's buffers; a Python object is made only for a row that is no
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +12,7 @@ import pyarrow as pa
 from bitlm import storage
 from bitlm.errors import SourceError
 
-BATCH_BYTES = 8 * 2**20  # of text in a batch, or one row that is longer
+BATCH_BYTES = 4 * 2**20  # of text in a batch, or one row that is longer
 STREAM_BYTES = 4 * 2**20  # asked for at a time when a file is streamed
 NO_TEXT, EMPTY_TEXT, INVALID_UNICODE = "no_text", "empty_text", "invalid_unicode"
 NOT_TEXT, INVALID_JSON = "not_text", "invalid_json"
@@ -38,11 +37,6 @@ class TextBatch:
     ids: pa.StringArray
     texts: pa.LargeStringArray
     faults: dict[int, Fault]
-
-    def views(self) -> list[memoryview]:
-        """The UTF-8 bytes of each text, not copied; none where a row is unusable."""
-        view = memoryview(self.texts.buffers()[2] or b"")
-        return [view[start:end] for start, end in pairwise(self.bounds().tolist())]
 
     def bounds(self) -> np.ndarray:
         """Where each text begins in the buffer, and the end of the last: int64 [n + 1]."""
