@@ -117,7 +117,7 @@ class Store:
         if storage.is_local(url):
             self._verify_file(record, entry, url)
             return url
-        cached = os.path.join(_cache(record), *path.split("/"))
+        cached = os.path.join(cache_folder(record), *path.split("/"))
         if not (os.path.isfile(cached) and storage.sha256(cached) == (entry.bytes, entry.sha256)):
             storage.download(url, cached, expect=(entry.bytes, entry.sha256))
         return cached
@@ -219,7 +219,7 @@ def _record(draft: Draft, version: int, files: list[FileEntry]) -> Record:
     )
 
 
-def _cache(record: Record) -> str:
+def cache_folder(record: Record) -> str:
     """A folder of the cache for exactly these bytes, wherever the artifact lies."""
     root = os.environ.get("BITLM_CACHE") or os.path.expanduser("~/.cache/bitlm")
     digest = hashlib.sha256(json.dumps([(entry.path, entry.sha256) for entry in record.files]).encode()).hexdigest()

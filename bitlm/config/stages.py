@@ -161,6 +161,14 @@ class TrainConfig(StageConfig):
         return identity
 
 
+class PretrainExecution(TrainExecution):
+    cache_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="local copies of remote shards, on each machine; by default two windows and a validation shard",
+    )
+
+
 class PretrainConfig(TrainConfig):
     heads: tuple[Head, ...] = Field(("diffusion", "lm"), min_length=1)
     sequence_length: int = Field(2048, ge=8, description="L, tokens per sequence; a multiple of 8 and of block_size")
@@ -168,6 +176,7 @@ class PretrainConfig(TrainConfig):
     init_from: str | None = Field(
         None, description="lm (the pipeline's own LM head), pretrain/NAME[@vN], a folder or hub:OWNER/NAME"
     )
+    execution: PretrainExecution = PretrainExecution()
 
     def identity(self) -> dict[str, Any]:
         return self.model_dump(mode="json", exclude={"name", "execution", "heads"})

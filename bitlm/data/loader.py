@@ -13,7 +13,8 @@ from bitlm.artifacts.store import Store
 from bitlm.config import PretrainConfig, PromptConfig
 from bitlm.data.order import Order
 from bitlm.data.prompts import collate
-from bitlm.data.shards import Sequences
+from bitlm.data.sequences import Sequences
+from bitlm.data.shelf import Shelf, open_shelves
 from bitlm.data.summaries import Example, read_examples
 from bitlm.data.tokenizer import TextTokenizer, load_tokenizer
 from bitlm.data.tokens import TOKENS_FILE
@@ -22,14 +23,17 @@ from bitlm.train.step import Batch
 
 
 class PretrainBatches:
-    """Sequences of L tokens out of shards. ``bytes_per_token`` is that of the validation text, end tokens counted."""
+    """Sequences of L tokens out of shards. ``bytes_per_token`` is that of the validation text, end tokens counted.
+
+    ``train`` keeps the shards of its window of the order at hand and sees to those of the next. One thread may call it
+    while another calls ``validation``.
+    """
 
     def __init__(
-        self, train: Sequence[str], validation: Sequence[str], length: int, seed: int, window_shards: int,
+        self, train: Shelf, validation: Shelf, length: int, seed: int, window_shards: int,
         bytes_per_token: float | None = None,
     ) -> None:  # fmt: skip
-        """``train`` and ``validation`` are local paths of verified shards. Raises ConfigError where no training shard
-        holds a sequence."""
+        """Raises ConfigError where no training shard holds a sequence."""
         self._train, self._validation = Sequences(train, length), Sequences(validation, length)
         if len(self._train) == 0:
             raise ConfigError(
@@ -43,10 +47,22 @@ class PretrainBatches:
     def train(self, positions: Sequence[int]) -> Batch:
         """ids [b, L] at positions of the training order."""
         indices, epochs = self._order(positions)
-        return _batch(self._train, indices.tolist(), epochs.tolist())
+        ids = np.empty((len(indices), self._train.length), dtype=np.int64)
+        for here, now, soon in self._order.windows(positions):
+            self._train.shelf.hold(now, soon)
+            if len(here) == len(ids):
+                ids = self._train.ids(indices)
+            else:
+                ids[here] = self._train.ids(indices[here])
+        return Batch(torch.from_numpy(ids), None, None, indices.tolist(), epochs.tolist())
 
     def validation(self, indices: Sequence[int]) -> Batch:
-        return _batch(self._validation, list(indices), [0] * len(indices))
+        ids = self._validation.ids(indices)
+        return Batch(torch.from_numpy(ids), None, None, list(indices), [0] * len(ids))
+
+    def close(self) -> None:
+        self._train.shelf.close()
+        self._validation.shelf.close()
 
 
 class FinetuneBatches:
@@ -75,19 +91,25 @@ class FinetuneBatches:
         chosen = [examples[index] for index in indices]
         return collate(self._tokenizer, chosen, self._prompt, self._block_size, indices, epochs)
 
+    def close(self) -> None:
+        """Nothing is held."""
+
 
 def open_pretrain(store: Store, tokens: Record, config: PretrainConfig) -> PretrainBatches:
-    """The batches of a tokens artifact, every shard verified. Raises ArtifactError naming the file that is wrong."""
+    """The batches of a tokens artifact; each shard is verified before it is first read.
+
+    Raises ArtifactError naming the file that is wrong, here or when it is met.
+    """
     with open(store.checked(tokens, TOKENS_FILE), "rb") as file:
-        splits: dict[str, Any] = json.load(file)["splits"]
-    paths = {
-        split: [store.checked(tokens, shard["path"]) for shard in found["shards"]] for split, found in splits.items()
-    }
+        found: dict[str, Any] = json.load(file)
+    splits = found["splits"]
+    shelves = open_shelves(store, tokens, splits, found["num_bits"], config.window_shards, config.execution.cache_bytes)
     counted = splits["validation"]["tokens"] - splits["validation"]["filling"]
     bytes_per_token = splits["validation"]["text_bytes"] / counted if counted else None
     return PretrainBatches(
-        paths["train"], paths["validation"], config.sequence_length, config.seed, config.window_shards, bytes_per_token
-    )
+        shelves["train"], shelves["validation"], config.sequence_length, config.seed, config.window_shards,
+        bytes_per_token,
+    )  # fmt: skip
 
 
 def open_finetune(
@@ -96,10 +118,3 @@ def open_finetune(
     """The batches of a corpus artifact's summarization set, in blocks of ``block_size`` (1 for the LM head)."""
     train, validation = (list(read_examples(store, corpus, split)) for split in ("train", "validation"))
     return FinetuneBatches(train, validation, load_tokenizer(store, tokenizer), prompt, block_size, seed)
-
-
-def _batch(sequences: Sequences, indices: list[int], epochs: list[int]) -> Batch:
-    ids = np.empty((len(indices), sequences.length), dtype=np.int64)
-    for row, index in enumerate(indices):
-        ids[row] = sequences.ids(index)
-    return Batch(torch.from_numpy(ids), None, None, indices, epochs)

@@ -5,7 +5,7 @@ its sequences. Nothing depends on the number of readers, and any position can be
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -20,6 +20,7 @@ class Order:
         self._sizes = np.asarray(per_shard, dtype=np.int64)
         self._first = np.cumsum(self._sizes) - self._sizes
         self._seed, self._window = seed, window_shards
+        self._windows = -(-len(self._sizes) // window_shards)  # in an epoch
         self.total = int(self._sizes.sum())
         self._epoch = lru_cache(maxsize=2)(self._lay_out)
 
@@ -33,6 +34,23 @@ class Order:
             indices[here] = self._in_epoch(epoch, offsets[here])
         return indices, epochs
 
+    def windows(self, positions: Sequence[int]) -> Iterator[tuple[np.ndarray, list[int], list[int]]]:
+        """The positions sorted by window, in the order of the windows: which of the positions fall in one (indices into
+        ``positions``), the shards that it is made of, and those of the next one."""
+        epochs, offsets = np.divmod(np.asarray(positions, dtype=np.int64), self.total)
+        numbers = np.empty_like(offsets)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            numbers[here] = epoch * self._windows + self._window_of(epoch, offsets[here])
+        for number in np.unique(numbers).tolist():
+            yield np.flatnonzero(numbers == number), self._members(number), self._members(number + 1)
+
+    def _members(self, number: int) -> list[int]:
+        """Shards of a window that hold a sequence; windows are numbered through all epochs."""
+        epoch, window = divmod(number, self._windows)
+        shards = self._epoch(epoch)[0][window * self._window : (window + 1) * self._window]
+        return shards[self._sizes[shards] > 0].tolist()
+
     def _lay_out(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Shards in this epoch's order, and where each and the end of each begins in the epoch."""
         count = len(self._sizes)
@@ -40,9 +58,12 @@ class Order:
         ends = np.cumsum(self._sizes[shards])
         return shards, ends - self._sizes[shards], ends
 
+    def _window_of(self, epoch: int, offsets: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self._epoch(epoch)[2], offsets, side="right") // self._window
+
     def _in_epoch(self, epoch: int, offsets: np.ndarray) -> np.ndarray:
         shards, starts, ends = self._epoch(epoch)
-        windows = np.searchsorted(ends, offsets, side="right") // self._window
+        windows = self._window_of(epoch, offsets)
         shuffled = np.empty_like(offsets)
         for window in np.unique(windows).tolist():
             here = windows == window

@@ -6,7 +6,6 @@ documents: ``id``, ``first_token``, ``length`` (without the end token), and ``ro
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -40,7 +39,8 @@ class ShardWriter:
 
     def __init__(self, num_bits: int, end_id: int) -> None:
         self._num_bits, self._end_id = num_bits, end_id
-        self._packed = bytearray()
+        self._packed: list[np.ndarray] = []  # uint8, whole groups
+        self._packed_bytes = 0
         self._rest = np.empty(0, dtype=np.uint32)  # tokens of a group that is not complete yet
         self._docs: list[pa.RecordBatch] = []
         self.documents = 0
@@ -69,7 +69,7 @@ class ShardWriter:
     @property
     def full(self) -> bool:
         """Whether it is time to begin another shard: what is in memory has a bound."""
-        return len(self._packed) >= MOST_BYTES or self.documents >= MOST_DOCUMENTS
+        return self._packed_bytes >= MOST_BYTES or self.documents >= MOST_DOCUMENTS
 
     def write(self, shard: str | BinaryIO, docs: str | BinaryIO) -> Counts:
         """Fill the last group with end tokens and write both files, to local paths or open files."""
@@ -78,16 +78,20 @@ class ShardWriter:
         counts = Counts(self.documents, self.tokens + filling, filling)
         kind = pa.binary(self._num_bits)
         meta = {METADATA: json.dumps({"num_bits": self._num_bits, "tokens": counts.tokens}).encode()}
-        column = pa.Array.from_buffers(kind, counts.tokens // GROUP, [None, pa.py_buffer(self._packed)])
+        packed = np.concatenate(self._packed)
+        self._packed = []
+        column = pa.Array.from_buffers(kind, counts.tokens // GROUP, [None, pa.py_buffer(packed)])
         schema = pa.schema([pa.field("codes", kind, nullable=False)], metadata=meta)
         with pa.ipc.new_file(shard, schema) as writer:
             writer.write_batch(pa.record_batch([column], schema=schema))
-        pq.write_table(pa.Table.from_batches(self._docs, schema=DOCS_SCHEMA), docs, compression="zstd")
+        side = pa.Table.from_batches(self._docs, schema=DOCS_SCHEMA)
+        pq.write_table(side, docs, compression="zstd", use_dictionary=["file"])
         return counts
 
     def _pack(self, tokens: np.ndarray) -> None:
         whole = len(tokens) // GROUP * GROUP
-        self._packed += packing.pack(tokens[:whole], self._num_bits).data
+        self._packed.append(packing.pack(tokens[:whole], self._num_bits))
+        self._packed_bytes += self._packed[-1].nbytes
         self._rest = tokens[whole:].copy()
 
 
@@ -123,6 +127,12 @@ class Shard:
         packed, inside = self._slice(start, count)
         return packing.unpack_codes(packed, self.num_bits)[inside]
 
+    def rows(self, length: int) -> np.ndarray:
+        """The shard cut into packed sequences of ``length`` tokens, a multiple of 8: a view, uint8 [n, length·B/8]."""
+        width = length // GROUP * self.num_bits
+        whole = self.tokens // length
+        return self._bytes[: whole * width].reshape(whole, width)
+
     def _slice(self, start: int, count: int | None) -> tuple[np.ndarray, slice]:
         """The whole groups that hold the tokens, and where the tokens are in them."""
         stop = self.tokens if count is None else start + count
@@ -130,28 +140,3 @@ class Shard:
         first, last = start // GROUP, -(-stop // GROUP)
         packed = self._bytes[first * self.num_bits : last * self.num_bits]
         return packed, slice(start - first * GROUP, stop - first * GROUP)
-
-
-class Sequences:
-    """Shards cut into sequences of L tokens, numbered through; what is left at the end of a shard is not used."""
-
-    def __init__(self, paths: Sequence[str], length: int) -> None:
-        self.shards = [Shard(path) for path in paths]
-        self.length = length
-        self.per_shard = np.array([shard.tokens // length for shard in self.shards], dtype=np.int64)
-        self.unused_tokens = int(sum(shard.tokens % length for shard in self.shards))
-        self._first = np.concatenate([[0], np.cumsum(self.per_shard)])
-
-    def __len__(self) -> int:
-        return int(self._first[-1])
-
-    def locate(self, index: int) -> tuple[int, int]:
-        """(shard, first token in it) of a sequence."""
-        assert 0 <= index < len(self), (index, len(self))
-        shard = int(np.searchsorted(self._first, index, side="right")) - 1
-        return shard, int(index - self._first[shard]) * self.length
-
-    def ids(self, index: int) -> np.ndarray:
-        """uint32 [L]."""
-        shard, start = self.locate(index)
-        return self.shards[shard].ids(start, self.length)

@@ -1,4 +1,7 @@
-"""What training asks of its data: pure functions of a position, the same for every rank and every number of ranks."""
+"""What training asks of its data: pure functions of a position, the same for every rank and every number of ranks.
+
+Batches for training are made in a thread of their own (``bitlm.data.ahead``), so ``train`` and ``validation`` may be at
+work at the same time."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -16,4 +19,8 @@ class Batches(Protocol):
 
     def validation(self, indices: Sequence[int]) -> Batch:
         """The rows with these indices of the validation split."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files; called when the training ends, however it does."""
         ...

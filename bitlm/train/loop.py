@@ -5,7 +5,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +13,14 @@ import torch
 
 from bitlm import storage
 from bitlm.config import TrainConfig
+from bitlm.data.ahead import ahead
 from bitlm.errors import ConfigError
 from bitlm.model.model import BitLMForCausalLM
 from bitlm.train import checkpoint, ranks
 from bitlm.train.batches import Batches
 from bitlm.train.optimizer import learning_rate, make_optimizer, set_learning_rate
 from bitlm.train.sharding import place, reshard, skeleton, whole_weights
-from bitlm.train.step import train_step
+from bitlm.train.step import Batch, train_step
 from bitlm.train.validate import validate
 
 FINAL_STEPS = 20  # steps whose mean is the final training loss
@@ -58,24 +59,28 @@ def train(setup: Setup, *, report: Report) -> dict[str, Any]:
         optimizer = make_optimizer(model, config)
         found = ranks.first(lambda: checkpoint.newest(setup.checkpoints))
         lines = checkpoint.load(found, model, optimizer) if found else []
-        for step in range(found.step + 1 if found else 1, config.steps + 1):
-            lines += _advance(setup, model, optimizer, step, report)
-            if step % config.execution.checkpoint_every == 0 or step == config.steps:
-                checkpoint.save(setup.checkpoints, step, model, optimizer, lines, config.execution.keep_checkpoints)
+        steps = range(found.step + 1 if found else 1, config.steps + 1)
+        shares = (_share(step, config.batch_size) for step in steps)
+        with closing(setup.batches), ahead(setup.batches.train, shares) as upcoming:
+            for step in steps:
+                lines += _advance(setup, model, optimizer, step, upcoming, report)
+                if step % config.execution.checkpoint_every == 0 or step == config.steps:
+                    checkpoint.save(setup.checkpoints, step, model, optimizer, lines, config.execution.keep_checkpoints)
     weights = whole_weights(model)
     ranks.first(lambda: _write(setup, model.config, weights, lines))
     return {**_summary(lines, model), "resumed_from_step": found.step if found else 0}
 
 
 def _advance(
-    setup: Setup, model: BitLMForCausalLM, optimizer: torch.optim.Optimizer, step: int, report: Report
-) -> list[str]:
-    """One step, with its validation where one is due; its lines of metrics."""
+    setup: Setup, model: BitLMForCausalLM, optimizer: torch.optim.Optimizer, step: int, upcoming: Iterator[Batch],
+    report: Report,
+) -> list[str]:  # fmt: skip
+    """One step on the next batch, with its validation where one is due; its lines of metrics."""
     config = setup.config
     began = time.perf_counter()
     rate = learning_rate(step, config)
     set_learning_rate(optimizer, rate)
-    result = train_step(model, optimizer, setup.batches.train(_share(step, config.batch_size)), step, config)
+    result = train_step(model, optimizer, next(upcoming), step, config)
     seconds = time.perf_counter() - began
     figures = [
         {

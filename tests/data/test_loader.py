@@ -1,14 +1,24 @@
+import re
+import shutil
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
-from made import add_document
+from made_tokens import counting, make_tokens, stream
+from s3 import S3, _moto, s3  # noqa: F401
 
-from bitlm.config import PromptConfig, TokenizerConfig
-from bitlm.data.loader import FinetuneBatches, PretrainBatches
+from bitlm import storage
+from bitlm.artifacts import Record, Store
+from bitlm.artifacts.store import cache_folder
+from bitlm.config import PretrainConfig, PromptConfig, TokenizerConfig
+from bitlm.data.loader import FinetuneBatches, PretrainBatches, open_pretrain
 from bitlm.data.prompts import encode_prompts, encode_summaries, row_length
-from bitlm.data.shards import Shard, ShardWriter
 from bitlm.data.summaries import Example
 from bitlm.data.tokenizer import TextTokenizer, describe, train
-from bitlm.errors import ConfigError
+from bitlm.errors import ArtifactError, ConfigError
 
 EXAMPLES = [
     Example(f"Document {i}. " + "word of it " * (i % 13), f"Summary number {i} " * (1 + i % 7), str(i))
@@ -24,42 +34,121 @@ def tokenizer() -> TextTokenizer:
     return TextTokenizer(data, describe(data, config))
 
 
+SHARDS = counting([50, 7, 90, 40, 33, 3, 64])
+EPOCH = 18  # sequences of 16 tokens in these
+
+
+def pretrain(store: Store, record: Record, length: int = 16, window: int = 2, **execution: int) -> PretrainBatches:
+    config = PretrainConfig(sequence_length=length, seed=3, window_shards=window, execution=execution)
+    return open_pretrain(store, record, config)
+
+
 @pytest.fixture(scope="module")
-def paths(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    folder, found = tmp_path_factory.mktemp("shards"), []
-    for number, tokens in enumerate([50, 7, 90]):
-        writer = ShardWriter(12, 0)
-        add_document(writer, "d", 0, range(1 + 100 * number, 1 + 100 * number + tokens))
-        found.append(str(folder / f"{number}.arrow"))
-        writer.write(found[-1], str(folder / f"{number}.docs"))
-    return found
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Record]:
+    store = Store(str(tmp_path_factory.mktemp("root")))
+    return store, make_tokens(store, SHARDS, SHARDS[:1])
 
 
-def test_pretraining_rows_are_the_sequences_of_the_shards(paths: list[str]) -> None:
-    batches = PretrainBatches(paths, paths[:1], 16, seed=3, window_shards=2, bytes_per_token=4.5)
-    batch = batches.train(range(20))
-    assert batch.input_ids.shape == (20, 16)
+def test_pretraining_rows_are_the_sequences_of_the_shards(made: tuple[Store, Record]) -> None:
+    batches = pretrain(*made)
+    plain = [stream(documents)[i : i + 16] for documents in SHARDS for i in range(0, len(stream(documents)) - 15, 16)]
+    batch = batches.train(range(2 * len(plain)))
+    assert batch.input_ids.shape == (2 * len(plain), 16)
     assert batch.input_ids.dtype == torch.int64
     assert batch.attention_mask is None
     assert batch.loss_blocks is None
-    plain = [Shard(path).ids(i, 16).tolist() for path in paths for i in range(0, Shard(path).tokens - 15, 16)]
     assert batch.input_ids.tolist() == [plain[i] for i in batch.indices]
-    assert batch.epochs == [p // len(plain) for p in range(20)]
+    assert batch.epochs == [0] * len(plain) + [1] * len(plain)
+    for epoch in (batch.indices[: len(plain)], batch.indices[len(plain) :]):
+        assert sorted(epoch) == list(range(len(plain)))
     assert batches.validation_count == 3
     assert batches.validation([0, 2]).input_ids.tolist() == [plain[0], plain[2]]
-    assert batches.unused_tokens == sum(Shard(path).tokens for path in paths) - 16 * len(plain)
+    assert batches.unused_tokens == sum(len(stream(documents)) for documents in SHARDS) - 16 * len(plain)
+    assert batches.bytes_per_token == 4.0
 
 
-def test_ranks_together_see_the_batch(paths: list[str]) -> None:
-    whole = PretrainBatches(paths, [], 8, 0, 2).train(range(12, 24))
-    parts = [PretrainBatches(paths, [], 8, 0, 2).train(range(12 + 4 * rank, 16 + 4 * rank)) for rank in range(3)]
-    assert torch.cat([part.input_ids for part in parts]).equal(whole.input_ids)
-    assert [index for part in parts for index in part.indices] == whole.indices
+@pytest.mark.parametrize("readers", [1, 2, 3, 8])
+def test_any_number_of_readers_sees_the_batches_from_any_step(made: tuple[Store, Record], readers: int) -> None:
+    """Each reader on its own begins at step 2; a batch is more than an epoch."""
+    batch, steps, share = 24, range(2, 5), 24 // readers
+    undisturbed = pretrain(*made)
+    whole = [undisturbed.train(range(step * batch, (step + 1) * batch)) for step in range(5)][2:]
+    parts = [
+        [alone.train(range(start, start + share)) for start in (step * batch + reader * share for step in steps)]
+        for reader in range(readers)
+        for alone in [pretrain(*made)]
+    ]
+    for number, step in enumerate(whole):
+        assert torch.cat([part[number].input_ids for part in parts]).equal(step.input_ids)
+        assert [index for part in parts for index in part[number].indices] == step.indices
+        assert [epoch for part in parts for epoch in part[number].epochs] == step.epochs
+    assert whole[-1].epochs[-1] == (5 * batch - 1) // EPOCH
 
 
-def test_sequences_longer_than_every_shard_are_refused(paths: list[str]) -> None:
-    with pytest.raises(ConfigError, match=r"pretrain\.sequence_length = 128 is more than any of the 3"):
-        PretrainBatches(paths, [], 128, 0, 2)
+def test_sequences_longer_than_every_shard_are_refused(made: tuple[Store, Record]) -> None:
+    with pytest.raises(ConfigError, match=r"pretrain\.sequence_length = 128 is more than any of the 7"):
+        pretrain(*made, length=128)
+
+
+def test_any_flipped_byte_is_refused_by_the_name_of_its_file(made: tuple[Store, Record], tmp_path: Path) -> None:
+    """In shards, ``tokens.json`` and the record, 200 places in all; the undamaged copy is read before."""
+    shutil.copytree(made[0].root, tmp_path / "root")
+    store, artifact = Store(str(tmp_path / "root")), made[1].id
+
+    def read() -> None:
+        record = store.load(artifact)
+        batches = pretrain(store, record, length=8)
+        with closing(batches):
+            batches.train(range(41))  # all there are
+            batches.validation(range(batches.validation_count))
+
+    read()
+    files = ["artifact.json", "tokens.json", *(entry.path for entry in made[1].files if ".arrow" in entry.path)]
+    random = np.random.default_rng(0)
+    for turn in range(200):
+        path = tmp_path / "root" / artifact / files[turn % len(files)]
+        data = path.read_bytes()
+        place = int(random.integers(len(data)))
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1 << turn % 8]) + data[place + 1 :])
+        with pytest.raises(ArtifactError, match=re.escape(files[turn % len(files)])):
+            read()
+        path.write_bytes(data)
+    read()
+
+
+def test_remote_shards_are_read_through_a_bounded_cache(s3: S3, made: tuple[Store, Record]) -> None:  # noqa: F811
+    store = Store(s3.root)
+    record = make_tokens(store, SHARDS, SHARDS[:1])
+    sizes = sorted(record.file(f"shards/train/{n:05d}.arrow").bytes for n in range(len(SHARDS)))
+    limit = sum(sizes[-2:]) + record.file("shards/validation/00000.arrow").bytes
+    here, there = pretrain(*made), pretrain(store, record, cache_bytes=limit)
+    folder = Path(cache_folder(record)) / "bounded"
+    for start in range(0, 3 * EPOCH, 4):
+        batch = there.train(range(start, start + 4))
+        assert batch.input_ids.equal(here.train(range(start, start + 4)).input_ids)
+        assert there.validation([1]).input_ids.equal(here.validation([1]).input_ids)
+        assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= limit
+    fetched = Counter(path for method, path in s3.requests if method == "GET" and "shards/train" in path)
+    assert max(fetched.values()) >= 3, "each epoch needs what earlier windows pushed out"
+    there.close()
+    with pytest.raises(ConfigError, match=rf"cache_bytes = {limit - 1:,} is too little"):
+        pretrain(store, record, cache_bytes=limit - 1)
+
+
+def test_a_remote_shard_that_is_not_the_recorded_one_is_refused(s3: S3) -> None:  # noqa: F811
+    store = Store(s3.root)
+    record = make_tokens(store, SHARDS, SHARDS[:1])
+    url = store.url(record.id, "shards/train/00002.arrow")
+    data = storage.read_bytes(url)
+    for damaged in (data[:-1], data[:70] + b"!" + data[71:]):
+        storage.write_atomic(url, damaged)
+        batches = pretrain(store, record, window=7)
+        with pytest.raises(ArtifactError, match=r"shards/train/00002\.arrow (has|is damaged)"):
+            batches.train(range(EPOCH))
+        batches.close()
+    assert not list((Path(cache_folder(record)) / "bounded").rglob("*00002*"))
+    storage.write_atomic(url, data)
+    assert len(pretrain(store, record).train(range(EPOCH))) == EPOCH
 
 
 @pytest.mark.parametrize("m", [1, 4, 8])

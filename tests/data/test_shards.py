@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made import add_document
 
-from bitlm.data.shards import Counts, Sequences, Shard, ShardWriter
+from bitlm.data.shards import Counts, Shard, ShardWriter
 from bitlm.errors import ArtifactError
 
 END = 1
@@ -71,17 +71,6 @@ def test_the_same_documents_give_the_same_bytes(tmp_path: Path) -> None:
     documents = [list(range(i % 50)) for i in range(500)]
     one, other = (write(tmp_path, documents, 11, name) for name in ("a", "b"))
     assert [path.read_bytes() for path in one[:2]] == [path.read_bytes() for path in other[:2]]
-
-
-def test_sequences_count_tails_and_locate_by_arithmetic(tmp_path: Path) -> None:
-    lengths = [100, 3, 64, 31]
-    paths = [str(write(tmp_path, [list(range(2, 2 + n))], 9, f"s{n}")[0]) for n in lengths]
-    sequences = Sequences(paths, 16)
-    streams = [Shard(path).ids().tolist() for path in paths]
-    expected = [stream[i : i + 16] for stream in streams for i in range(0, len(stream) - 15, 16)]
-    assert len(sequences) == len(expected)
-    assert [sequences.ids(i).tolist() for i in range(len(sequences))] == expected
-    assert sequences.unused_tokens == sum(map(len, streams)) - 16 * len(expected)
 
 
 def test_what_is_no_shard_is_refused(tmp_path: Path) -> None:
