@@ -43,13 +43,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=os.environ.get("BITLM_SAMPLES"), help="default: $BITLM_SAMPLES")
     parser.add_argument("--tokens", type=int, help="repeat the sample up to so many tokens, and time whole processes")
+    parser.add_argument("--web", action="store_true", help="without docstrings: long documents only")
     parser.add_argument("--only", nargs="+", choices=PEERS, default=PEERS)
     args = parser.parse_args()
     if args.data is None:
         parser.error("--data is needed")
     qwen3 = args.data / "qwen3" / "tokenizer.json"
     with tempfile.TemporaryDirectory() as folder:
-        texts = distinct_texts(args.data)
+        texts = distinct_texts(args.data, docstrings_too=not args.web)
         size = sum(len(text.encode()) for text in texts)
         repeats = max(1, round(args.tokens * 4.4 / size)) if args.tokens else 1
         place = prepare(Path(folder, "peers"), texts, repeats, args.data)
@@ -62,12 +63,12 @@ def main() -> None:
             scaling(prepare(Path(folder, "scaling"), texts, round(SCALING_TOKENS * 4.4 / size), args.data), qwen3)
 
 
-def distinct_texts(data: Path) -> list[str]:
+def distinct_texts(data: Path, docstrings_too: bool) -> list[str]:
     """FineWeb, XSum and docstrings, each text once."""
     tables = [(data / "fineweb" / f"{name}.parquet", "text") for name in ("sample_10bt", "first_rows", "complete_rows")]
     tables += [(data / "xsum" / f"{name}.parquet", "document") for name in ("train", "validation_like")]
     texts = [text for path, column in tables for text in pq.read_table(path)[column].to_pylist() if text]
-    for chunk in docstrings.chunks(docstrings.packages()):
+    for chunk in docstrings.chunks(docstrings.packages()) if docstrings_too else ():
         texts += [found.text for found in docstrings.extract(chunk)]
     return list(dict.fromkeys(texts))
 

@@ -7,9 +7,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from bitlm.data.corpus import TextFile, inspect
-from bitlm.data.encode import Clock, Kit, Output, encode_batch
+from bitlm.data.encode import Kit, encode_batch
+from bitlm.data.output import Clock, Output
 from bitlm.data.rows import read_batches
 from bitlm.data.sources import SourceFile
 
@@ -87,6 +89,7 @@ def _measured(
     picked: Sequence[tuple[TextFile, range | None]], text_column: str, id_column: str | None, fraction: float, kit: Kit
 ) -> _Sample:
     """Encode the first batch of each of the picked row groups."""
+    pa.set_memory_pool(pa.system_memory_pool())  # as the stage does
     sample, clock, sizes = _Sample(), Clock(), []
     output = Output(0, kit.info, clock, lambda _, data: sizes.append(len(data)))
     for file, groups in picked:

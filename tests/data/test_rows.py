@@ -1,12 +1,16 @@
 import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bitlm.data.rows import Row, read_rows
+from bitlm.data import parquet
+from bitlm.data.rows import Row, read_batches, read_rows
 from bitlm.errors import SourceError
 
 
@@ -99,3 +103,47 @@ def test_real_rows_with_null_ids(samples: Path) -> None:
     assert len(found) == 300
     assert {row.id for row in found} == {None}
     assert all(row.text and row.reason is None for row in found)
+
+
+@pytest.mark.parametrize("fetch", [1, 2000, 10**9])
+@pytest.mark.parametrize("batch", [1, 700, 10**9])
+def test_bundles_streams_and_cuts_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fetch: int, batch: int
+) -> None:
+    texts = [None if i % 11 == 0 else "ä" * (i % 90) for i in range(300)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "t.parquet", row_group_size=37, use_dictionary=False)
+    want = rows(tmp_path / "t.parquet")
+    monkeypatch.setattr(parquet, "FETCH_BYTES", fetch)
+    monkeypatch.setattr(parquet, "BATCH_BYTES", batch)
+    assert rows(tmp_path / "t.parquet") == want
+    assert [row.text for row in want if row.reason is None] == [text for text in texts if text]
+    batches = list(read_batches(str(tmp_path / "t.parquet"), "parquet", "text", None))
+    assert all(len(found.rows) == 1 or np.ptp(found.bounds()) <= 2 * batch for found in batches)
+
+
+def test_a_huge_row_group_is_not_held_in_memory(tmp_path: Path) -> None:
+    """64 MB of text in one row group, in a process of its own; read at once it would take as much and more."""
+    noise = np.random.default_rng(0).integers(97, 123, 64 * 2**20, dtype=np.uint8).tobytes().decode()
+    texts = [noise[i : i + 8192] for i in range(0, len(noise), 8192)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "t.parquet")
+    code = f"""
+import resource
+from bitlm.data import parquet
+parquet.FETCH_BYTES, parquet.BATCH_BYTES = 2**20, 2**20
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+count = sum(len(batch.rows) for batch in parquet.parquet_batches({str(tmp_path / "t.parquet")!r}, "text", None, None))
+print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    count, kilobytes = map(int, done.stdout.split())
+    assert count == 8192
+    assert kilobytes < 40_000
+
+
+def test_ids_that_are_numbers_or_not_utf8(tmp_path: Path) -> None:
+    for ids, want in (([7, None, 9], ["7", None, "9"]), ([1.5, 2.0, None], ["1.5", "2.0", None])):
+        pq.write_table(pa.table({"text": ["a", "b", "c"], "id": ids}), tmp_path / "t.parquet")
+        assert [row.id for row in rows(tmp_path / "t.parquet", "id")] == want
+    bad = pa.Array.from_buffers(pa.string(), 3, pa.array([b"x", b"\xff", None], pa.binary()).buffers())
+    pq.write_table(pa.table({"text": ["a", "b", "c"], "id": bad}), tmp_path / "t.parquet")
+    assert [row.id for row in rows(tmp_path / "t.parquet", "id")] == ["x", "\\xff", None]
