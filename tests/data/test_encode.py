@@ -80,7 +80,7 @@ def test_every_document_is_found_again_with_its_id_file_and_row(made: Make, tmp_
     write(tmp_path / "source" / "b.parquet", TEXTS[300:390])
     lines = [json.dumps({"text": text, "id": i}) for i, text in enumerate(TEXTS[390:])]
     (tmp_path / "source" / "c.jsonl").write_text("\n".join(["no json", *lines, json.dumps({"text": TEST_TEXT})]))
-    units, job = made(unit_bytes=4500)
+    units, job = made(unit_bytes=5000)
     assert len(units) > 3
     assert any(len({part.path for part in unit.parts}) > 1 for unit in units)
     results = [encode_unit(unit, job) for unit in units]
