@@ -16,15 +16,15 @@ SEED = 0  # always the same noise, so that figures of one run, and of two runs, 
 
 
 def validate(model: BitLMForCausalLM, batches: Batches, config: TrainConfig) -> dict[str, Any]:
-    """Over the first ``validation_batches · batch_size`` sequences of the validation split, shared out by index.
+    """Over ``validation_batches · batch_size`` sequences spread over the validation split, shared out among the ranks.
 
     Every rank must call it, and each gets the same figures. ``validation_standard_error`` is None for one sequence.
     """
-    count = min(batches.validation_count, config.validation_batches * config.batch_size)
+    chosen = spread(batches.validation_count, config.validation_batches * config.batch_size)
     rank, world = ranks.rank(), ranks.world()
-    own = list(range(rank, count, world))
+    own = chosen[rank::world]
     # A sharded model needs every rank at every forward pass: short ranks repeat a sequence, and forget the result.
-    fed = own + [0] * (-(-count // world) - len(own))
+    fed = own + chosen[:1] * (-(-len(chosen) // world) - len(own))
     results = _nats(model, batches, fed, config)[: len(own)]
     everywhere = sorted(each for part in ranks.gather(list(zip(own, results, strict=True))) for each in part)
     nats = torch.tensor([totals for _, (totals, _) in everywhere], dtype=torch.float64)
@@ -39,6 +39,13 @@ def validate(model: BitLMForCausalLM, batches: Batches, config: TrainConfig) -> 
     if batches.bytes_per_token is not None:
         figures["bits_per_byte"] = found.bits_per_byte(batches.bytes_per_token)
     return figures
+
+
+def spread(available: int, count: int) -> list[int]:
+    """``count`` indices at equal distances below ``available``, or all where there are no more: neighbours in a corpus
+    are alike, so its first sequences would not speak for the rest."""
+    count = min(count, available)
+    return [i * available // count for i in range(count)]
 
 
 def _nats(
