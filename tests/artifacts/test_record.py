@@ -93,7 +93,9 @@ def test_it_never_changes() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [math.nan, math.inf, {1}, b"x", object(), Path("x"), datetime.now(UTC), {1: "x"}, 1j], ids=lambda value: type(value).__name__
+    "value",
+    [math.nan, math.inf, {1}, b"x", object(), Path("x"), datetime.now(UTC), {1: "x"}, 1j],
+    ids=lambda value: type(value).__name__,
 )
 def test_a_value_without_a_stable_form_is_refused_by_its_key(value: Any) -> None:
     with pytest.raises(TypeError, match=r"identity\.outer\.1"):

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from bitlm.train.validate import spread
 
 
-@given(st.integers(0, 5000), st.integers(1, 300))
+@given(st.integers(1, 5000), st.integers(1, 300))
 def test_validated_sequences_are_spread_over_the_whole_split(available: int, count: int) -> None:
     chosen = spread(available, count)
     assert len(chosen) == min(available, count)
