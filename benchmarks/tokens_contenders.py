@@ -40,6 +40,7 @@ def datatrove(sources: Path, tokenizer: Path, out: Path, timer: Timer) -> Measur
     from datatrove.pipeline.readers import ParquetReader
     from datatrove.pipeline.tokens import DocumentTokenizer
     from loguru import logger
+    from pyarrow import parquet as pq
 
     logger.remove()
     reader = ParquetReader(str(sources), read_metadata=False)
@@ -49,8 +50,8 @@ def datatrove(sources: Path, tokenizer: Path, out: Path, timer: Timer) -> Measur
     writer.tokenizer  # noqa: B018  it is loaded here
     timer.ready()
     writer.run(reader.run())
-    written = sum(path.stat().st_size for path in out.rglob("*.ds")) // 4
-    return timer.done(written - writer.stats["documents"].total)
+    documents = sum(pq.read_metadata(path).num_rows for path in sources.glob("*.parquet"))
+    return timer.done(sum(path.stat().st_size for path in out.rglob("*.ds")) // 4 - documents)
 
 
 def datasets_map(sources: Path, tokenizer: Path, out: Path, timer: Timer) -> Measured:
