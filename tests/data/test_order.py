@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -74,6 +76,23 @@ def test_a_window_touches_only_its_own_shards(sizes: list[int], window: int) -> 
         assert not inside & seen
         seen |= inside
         position = end
+
+
+@given(SHARDS, st.integers(1, 4), st.data())
+@settings(deadline=None)
+def test_windows_name_the_shards_of_their_positions(sizes: list[int], window: int, data: st.DataObject) -> None:
+    order, total = Order(sizes, 3, window), sum(sizes)
+    begin = data.draw(st.integers(0, 2 * total))
+    positions = np.arange(begin, begin + data.draw(st.integers(1, 2 * total)))
+    shard_of = np.repeat(np.arange(len(sizes)), sizes)[order(positions)[0]]
+    found = list(order.windows(positions))
+    assert np.concatenate([here for here, _, _ in found]).tolist() == list(range(len(positions)))
+    for here, now, soon in found:
+        assert set(shard_of[here].tolist()) <= set(now)
+        assert 1 <= len(now) <= window
+        assert all(sizes[shard] for shard in [*now, *soon])
+    for (_, _, soon), (_, now, _) in pairwise(found):
+        assert not soon or soon == now, "the next one, unless that holds no sequence"
 
 
 def test_the_seed_changes_the_order() -> None:
