@@ -124,7 +124,7 @@ def _tiny(head: dict[str, str], diffusion: DiffusionConfig, *, init_from: str | 
             # One window over the whole corpus: a short training must not see its first packages only.
             window_shards=16,
             batch_size=8,
-            steps=350,
+            steps=300,
             learning_rate=3e-3,
             validate_every=50,
             validation_batches=4,
