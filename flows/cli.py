@@ -9,7 +9,7 @@ from typing import Any
 from bitlm.config import PRESETS, configure
 from bitlm.errors import BitLMError
 from bitlm.steps import STAGES
-from flows import artifacts_cli, generate_cli
+from flows import artifacts_cli, generate_cli, tokens_inspect
 from flows.lifetime import INTERRUPTED, bounded_interrupt
 
 
@@ -42,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_selection(plan)
     plan.set_defaults(command=_plan)
     artifacts_cli.add_artifacts_parser(commands)
+    tokens_inspect.add_tokens_parser(commands)
     score = commands.add_parser("score", help="ROUGE of predictions against references")
     score.add_argument("--predictions", required=True, metavar="FILE", help="txt[.gz] one per line, parquet or jsonl")
     score.add_argument("--references", required=True, metavar="FILE")
