@@ -54,22 +54,21 @@ def unpack(packed: Buffer, num_bits: int, out: np.ndarray | None = None) -> np.n
     Each token is cut out of a machine word that starts at its first byte, or a little before at the end of a group.
     Raises ConfigError if the bytes are not whole groups.
     """
-    octets = _groups(packed, num_bits)
-    word, offsets, shifts = _cuts(num_bits)
-    mask = word.type((1 << num_bits) - 1)
-    count = len(octets) // num_bits
-    ids = np.empty(count * _GROUP, dtype=np.uint32) if out is None else out
-    assert ids.shape == (count * _GROUP,), (ids.shape, count)
+    packed_words, plain_words, shifts = _cuts(num_bits)
+    groups = _groups(packed, num_bits).view(packed_words)
+    ids = np.empty(len(groups) * _GROUP, dtype=np.uint32) if out is None else out
+    assert ids.shape == (len(groups) * _GROUP,), (ids.shape, len(groups))
     assert ids.flags.c_contiguous
-    groups = ids.reshape(count, _GROUP)
-    words = np.empty((min(count, _CHUNK), _GROUP), dtype=word)
-    for start in range(0, count, _CHUNK):
-        part = words[: count - start]
-        for token, offset in enumerate(offsets):
-            begins = start * num_bits + offset
-            part[:, token] = np.ndarray((len(part),), word.newbyteorder(">"), octets, begins, (num_bits,))
+    rows = ids.reshape(-1, _GROUP)
+    in_place = ids.dtype == shifts.dtype
+    words = rows if in_place else np.empty((min(len(rows), _CHUNK), _GROUP), dtype=shifts.dtype)
+    for start in range(0, len(rows), _CHUNK):
+        part = words[start : start + _CHUNK] if in_place else words[: len(rows) - start]
+        np.copyto(part.view(plain_words)[:, 0], groups[start : start + _CHUNK])
         part >>= shifts[: len(part)]
-        np.bitwise_and(part, mask, out=groups[start : start + len(part)], casting="unsafe")  # B bits are left
+        part &= shifts.dtype.type((1 << num_bits) - 1)
+        if not in_place:
+            rows[start : start + _CHUNK] = part
     return ids
 
 
@@ -89,14 +88,16 @@ def _groups(packed: Buffer, num_bits: int) -> np.ndarray:
 
 
 @lru_cache
-def _cuts(num_bits: int) -> tuple[np.dtype, tuple[int, ...], np.ndarray]:
-    """Type of a word that holds B bits from wherever in a byte they start, the byte of a group at which each of its 8
-    tokens' words begins, and the right shifts, repeated for a chunk, that bring the tokens down [_CHUNK, 8]."""
+def _cuts(num_bits: int) -> tuple[np.dtype, np.dtype, np.ndarray]:
+    """A group as 8 big-endian words that overlap, each with one token's B bits, wherever in a byte they start; the same
+    as 8 words in a row; and the right shifts that bring the tokens down, repeated for a chunk [_CHUNK, 8]."""
     size = next(size for size in (1, 2, 4, 8) if size == num_bits or 8 * size >= num_bits + 7)
-    offsets = tuple(min(token * num_bits // 8, num_bits - size) for token in range(_GROUP))
+    offsets = [min(token * num_bits // 8, num_bits - size) for token in range(_GROUP)]
     shifts = [8 * (offset + size) - (token + 1) * num_bits for token, offset in enumerate(offsets)]
-    word = np.dtype(f"u{size}")
-    return word, offsets, np.tile(np.array(shifts, dtype=word), (_CHUNK, 1))
+    names = [f"token{token}" for token in range(_GROUP)]
+    packed = {"names": names, "formats": [f">u{size}"] * _GROUP, "offsets": offsets, "itemsize": num_bits}
+    plain = {"names": names, "formats": [f"u{size}"] * _GROUP}
+    return np.dtype(packed), np.dtype(plain), np.tile(np.array(shifts, dtype=f"u{size}"), (_CHUNK, 1))
 
 
 def _fields(num_bits: int) -> list[tuple[str, int, int]]:

@@ -1,6 +1,7 @@
 """Shards cut into sequences of L tokens, numbered through; what is left at the end of a shard is not used."""
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import numpy as np
 
@@ -32,11 +33,13 @@ class Sequences:
     def ids(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """int64 [n, L]; the packed rows are gathered shard by shard, and unpacked all at once."""
         shards, places = self.locate(indices)
+        order = np.argsort(shards, kind="stable")
         packed = np.empty((len(shards), self.length * self.shelf.num_bits // GROUP), dtype=np.uint8)
-        for number in np.unique(shards).tolist():
-            here = shards == number
+        end = 0
+        for number, same in groupby(shards[order].tolist()):
+            first, end = end, end + sum(1 for _ in same)
             with self.shelf.shard(number) as shard:
-                packed[here] = shard.rows(self.length)[places[here]]
+                np.take(shard.rows(self.length), places[order[first:end]], axis=0, out=packed[first:end], mode="clip")
         ids = np.empty((len(shards), self.length), dtype=np.int64)
-        packing.unpack(packed.reshape(-1), self.shelf.num_bits, out=ids.reshape(-1))
+        ids[order] = packing.unpack(packed.reshape(-1), self.shelf.num_bits).reshape(ids.shape)
         return ids

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 from bitlm import storage
@@ -40,22 +40,13 @@ class Shelf:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    @contextmanager
-    def shard(self, number: int) -> Iterator[Shard]:
+    def shard(self, number: int) -> AbstractContextManager[Shard]:
         """A shard to read from inside the context; one that is not held is opened for this once.
 
         Raises ArtifactError naming the file that is not what its record says.
         """
         held = self._held.get(number)
-        if held is not None:
-            yield held.shard
-            return
-        opened = self._open(number, wait=True)
-        assert opened is not None
-        try:
-            yield opened.shard
-        finally:
-            opened.copy.release()
+        return self._once(number) if held is None else nullcontext(held.shard)
 
     def hold(self, now: Iterable[int], soon: Iterable[int] = ()) -> None:
         """Keep these shards at hand and let go of all others: those for ``now`` are there on return, those for ``soon``
@@ -76,6 +67,15 @@ class Shelf:
         self._pool.shutdown(cancel_futures=True)
         while self._held:
             self._held.popitem()[1].copy.release()
+
+    @contextmanager
+    def _once(self, number: int) -> Iterator[Shard]:
+        opened = self._open(number, wait=True)
+        assert opened is not None
+        try:
+            yield opened.shard
+        finally:
+            opened.copy.release()
 
     def _keep_only(self, wanted: set[int]) -> None:
         with self._lock:
