@@ -14,7 +14,7 @@ test: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest $(ARGS)
 
 lint: $(VENV)/installed-dev
-	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "installing into $(VENV): about two minutes and 2.1 GB"

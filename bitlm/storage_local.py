@@ -29,6 +29,7 @@ def durable(path: str) -> None:
 
 def walk(folder: str) -> Iterator[tuple[str, int]]:
     """(relative POSIX path, bytes) of all files below a folder that are written to their end."""
+
     def fail(error: OSError) -> None:
         if not (isinstance(error, FileNotFoundError) and error.filename == folder):
             raise error

@@ -121,7 +121,7 @@ def _flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damaged", ["tokens/tiny@v1/shards/train/00000.arrow", "pretrain/tiny-diffusion@v1/model/model.safetensors"]
+    "damaged", ["tokens/tiny@v1/shards/train/00000-000.arrow", "pretrain/tiny-diffusion@v1/model/model.safetensors"]
 )
 def test_one_flipped_byte_is_refused_by_name(home, copy, damaged):
     _flip(copy / damaged)
