@@ -22,3 +22,9 @@ def samples() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no sample data at {folder}; set BITLM_SAMPLES to a folder that holds it")
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take minutes go first: two workers then end at about the same time."""
+    long = ("tests/pipeline/", "tests/tasks/")
+    items.sort(key=lambda item: next((k for k, start in enumerate(long) if item.nodeid.startswith(start)), len(long)))

@@ -5,8 +5,9 @@ than the time the host takes to launch them. It stands for one number of blocks,
 power of two.
 """
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -53,7 +54,7 @@ class HeadDenoiser:
         if len(noisy) > 1:  # one compilation for every number of blocks: it changes as rows end
             for tensor in (noisy, *self.prepared.tensors()):
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)
-        return _compiled_head(self.head, noisy, level.t, self.prepared, level.time)
+        return _compiled_head()(self.head, noisy, level.t, self.prepared, level.time)
 
     def keep(self, rows: Tensor) -> "HeadDenoiser":
         """For the blocks at these places alone."""
@@ -62,9 +63,15 @@ class HeadDenoiser:
         return replace(self, prepared=self.prepared.index(rows))
 
 
-@torch.compile
-def _compiled_head(head: DiffusionHead, noisy: Tensor, t: Tensor, prepared: Prepared, time: Tensor) -> Tensor:
-    return head(noisy, t, prepared, time)
+@cache
+def _compiled_head() -> Callable[[DiffusionHead, Tensor, Tensor, Prepared, Tensor], Tensor]:
+    """Made when first asked for: to load the compiler takes seconds, which every process would pay."""
+
+    @torch.compile
+    def call(head: DiffusionHead, noisy: Tensor, t: Tensor, prepared: Prepared, time: Tensor) -> Tensor:
+        return head(noisy, t, prepared, time)
+
+    return call
 
 
 class GraphedBlock:
