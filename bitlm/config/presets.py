@@ -116,6 +116,7 @@ def _tiny(head: dict[str, str], diffusion: DiffusionConfig, *, init_from: str | 
             num_kv_heads=3,
             head_dim=32,
             ffn_size=512,
+            initialization="scaled",
             head=HeadConfig(num_layers=3, head_dim=32, **head),
         ),
         prompt=PromptConfig(max_prompt_tokens=128, max_summary_tokens=24),

@@ -11,6 +11,7 @@ ContextPath = Literal["norm", "direct"]
 Loss = Literal["velocity", "bce", "x", "token"]
 NoiseLevels = Literal["logit_normal", "uniform"]
 SlotOrder = Literal["independent", "sorted"]
+Initialization = Literal["qwen3", "scaled"]
 
 
 class Frozen(BaseModel):
@@ -95,6 +96,7 @@ class ModelConfig(StageConfig):
     rms_norm_eps: float = 1e-6
     block_size: int = Field(4, ge=1, description="m, tokens per block (the LM head always has m = 1)")
     slot_embedding: bool = Field(False, description="tell the backbone each token's place in its block")
+    initialization: Initialization = Field("qwen3", description="qwen3: normal with 0.02; scaled: by width and depth")
     head: HeadConfig = HeadConfig()
 
 

@@ -43,6 +43,11 @@ class Choice:
         tables = (table if table.ndim == 2 else change(table) for table in (self.rows, self.codes))
         return Choice(change(self.base), *tables)
 
+    def among(self, tokens: Tensor) -> "Choice":
+        """Of a choice between all V tokens, in n blocks or in one that stands for n: only ``tokens`` [n, m, c]."""
+        base = self.base.expand(len(tokens), -1, -1).gather(-1, tokens)
+        return Choice(base, self.rows[tokens], self.codes[tokens])
+
     def scores(self, log_odds: Tensor, answer: Tensor | None) -> Tensor:
         """log p up to a constant, [..., c] float32. ``log_odds`` ℓ [..., B] float32, ``answer`` a [..., R]."""
         scores = self.base
@@ -115,19 +120,12 @@ def likeliest(lexicon: Lexicon, query: Tensor, log_odds: Tensor | None, count: i
 
     given = [query] if log_odds is None else [query, log_odds]
     tokens = in_chunks(pick, len(lexicon.codes), *given)
-    return among(lexicon, query, tokens), tokens
-
-
-def among(lexicon: Lexicon, query: Tensor, tokens: Tensor | None) -> Choice:
-    """The choice between given tokens [n, m, c] (None: all V), for q [n, m, D]."""
-    if tokens is None:
-        return lexicon.choice(query)
 
     def gather(query: Tensor, tokens: Tensor) -> Tensor:
         return lexicon.choice(query).base.gather(-1, tokens)
 
     base = in_chunks(gather, len(lexicon.codes), query, tokens)
-    return Choice(base, lexicon.rows[tokens], lexicon.codes[tokens])
+    return Choice(base, lexicon.rows[tokens], lexicon.codes[tokens]), tokens
 
 
 def mean_row(choice: Choice, log_odds: Tensor) -> Tensor:

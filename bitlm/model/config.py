@@ -6,7 +6,7 @@ from transformers import PreTrainedConfig, Qwen3Config
 
 from bitlm.codes import min_bits
 from bitlm.config import DiffusionConfig, Head, ModelConfig
-from bitlm.config.stages import ContextPath, Denoiser, Loss, NoiseLevels, SlotOrder
+from bitlm.config.stages import ContextPath, Denoiser, Initialization, Loss, NoiseLevels, SlotOrder
 from bitlm.errors import ConfigError
 from bitlm.packing import MAX_BITS
 
@@ -46,6 +46,7 @@ class BitLMConfig(PreTrainedConfig):
     rope_theta: float = 1e6
     rms_norm_eps: float = 1e-6
     max_position_embeddings: int = 40960
+    initialization: Initialization = "qwen3"
     initializer_range: float = 0.02
 
     head_width: int = 64
@@ -116,6 +117,7 @@ class BitLMConfig(PreTrainedConfig):
             num_bits=num_bits,
             block_size=1 if head == "lm" else model.block_size,
             slot_embedding=head == "diffusion" and model.slot_embedding,
+            initialization=model.initialization,
             hidden_size=model.hidden_size,
             num_hidden_layers=model.num_layers,
             num_attention_heads=model.num_heads,

@@ -8,6 +8,7 @@ and output. Shapes: n blocks, m slots, B bits, D backbone width, H head width.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,6 @@ from bitlm.model.codebook import (
     Choice,
     Codebook,
     Lexicon,
-    among,
     fits,
     in_chunks,
     likeliest,
@@ -109,6 +109,14 @@ class Prepared:
         return Prepared(*own, self.lexicon, None if self.choice is None else self.choice.map(change))
 
 
+class Constants(NamedTuple):
+    """What a sampler asks of the head that no context changes: the codebook's ``lexicon`` and, for guidance, ``null``,
+    one block whose condition is the null condition."""
+
+    lexicon: Lexicon | None
+    null: Prepared | None
+
+
 class DiffusionHead(nn.Module):
     """(A_t, t; C) → the posterior log-odds of each bit, in all four kinds of denoiser.
 
@@ -141,38 +149,47 @@ class DiffusionHead(nn.Module):
 
     def prepare(self, context: Tensor, embedding: Tensor) -> Prepared:
         """C [n, m, D] and the backbone's embedding matrix [rows, D] → for n blocks, to train on."""
-        prepared = self._prepare(context, embedding)
+        prepared = self._prepare(context, self._lexicon(embedding))
         if self.codebook is None or not fits(prepared.query, self.codebook.vocab_size):
             return prepared
         return replace(prepared, choice=prepared.lexicon.choice(prepared.query))
 
-    def _prepare(self, context: Tensor, embedding: Tensor) -> Prepared:
-        prior = query = lexicon = None
+    def _lexicon(self, embedding: Tensor) -> Lexicon | None:
+        return None if self.codebook is None else self.codebook.lexicon(embedding)
+
+    def _prepare(self, context: Tensor, lexicon: Lexicon | None) -> Prepared:
+        prior = query = None
         if self.prior is not None:
             prior = self.prior(context.flatten(1)).float().unflatten(1, (context.shape[1], -1))
         if self.codebook is not None:
-            query, lexicon = self.codebook.queries(context), self.codebook.lexicon(embedding)
+            query = self.codebook.queries(context)
         return Prepared(self.context(context), prior, query, lexicon)
 
-    def prepare_null(self, embedding: Tensor) -> Prepared:
-        """One block whose condition is the null condition, as condition dropout trains it."""
-        return self.prepare(self.null_context[None], embedding)
+    def constants(self, embedding: Tensor, guided: bool) -> Constants:
+        """For all blocks of a generation."""
+        lexicon = self._lexicon(embedding)
+        if not guided:
+            return Constants(lexicon, None)
+        null = self._prepare(self.null_context[None], lexicon)
+        if lexicon is not None:
+            null = replace(null, query=None, lexicon=None, choice=lexicon.choice(null.query))
+        return Constants(lexicon, null)
 
-    def prepare_sampling(self, context: Tensor, embedding: Tensor, guided: bool) -> Prepared:
-        """C [n, m, D] → for all steps of a sampler: n blocks or, if ``guided``, these and then n null ones.
+    def prepare_sampling(self, context: Tensor, constants: Constants) -> Prepared:
+        """C [n, m, D] → for all steps of a sampler: n blocks or, if guided, these and then n null ones.
 
         Of a large vocabulary the codebook keeps the ``codebook_candidates`` tokens per slot that are likeliest given C,
         the same for both branches; p is exact among them.
         """
-        prepared = self._prepare(context, embedding)
-        null = self._prepare(self.null_context[None], embedding).repeat(len(context)) if guided else None
-        if self.codebook is not None:
-            choice, tokens = likeliest(prepared.lexicon, prepared.query, prepared.prior, self.candidates)
+        lexicon, null = constants
+        prepared = self._prepare(context, lexicon)
+        if lexicon is not None:
+            choice, tokens = likeliest(lexicon, prepared.query, prepared.prior, self.candidates)
             prepared = replace(prepared, query=None, lexicon=None, choice=choice)
-            if null is not None:
-                choice = among(null.lexicon, null.query, tokens)
-                null = replace(null, query=None, lexicon=None, choice=choice)
-        return prepared if null is None else prepared.cat(null)
+            if null is not None and tokens is not None:
+                null = replace(null, choice=None).repeat(len(context))
+                return prepared.cat(replace(null, choice=constants.null.choice.among(tokens)))
+        return prepared if null is None else prepared.cat(null.repeat(len(context)))
 
     def embed_time(self, t: Tensor) -> Tensor:
         """t [n or 1, m or 1] → the part of the adaptive norm's input that t alone decides, [n or 1, m, H]."""

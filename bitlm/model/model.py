@@ -18,7 +18,7 @@ from bitlm.diffusion.loss import bit_loss
 from bitlm.diffusion.noise import Noise, block_noise
 from bitlm.diffusion.process import corrupt
 from bitlm.errors import ArtifactError, ConfigError
-from bitlm.model.backbone import positions, training_mask
+from bitlm.model.backbone import initialize_scaled, positions, training_mask
 from bitlm.model.codebook import last_vector
 from bitlm.model.config import BitLMConfig
 from bitlm.model.generation import generate, stream_blocks
@@ -76,13 +76,16 @@ class BitLMForCausalLM(PreTrainedModel):
         return self.model.embed_tokens
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Backbone and learned vectors: normal with ``initializer_range``, as Qwen3. Head: as BitDance (Xavier-uniform
-        matrices, zero modulation and output). What the direct path and the codebook read from C starts from nothing,
-        but for the codebook's query: the last vector before the block, which knows most."""
+        """Backbone and learned vectors: normal with ``initializer_range``, as Qwen3, or ``initialize_scaled``. Head: as
+        BitDance (Xavier-uniform matrices, zero modulation and output). What the direct path and the codebook read from
+        C starts from nothing, but for the codebook's query: the last vector before the block, which knows most."""
         super()._init_weights(module)
         std = self.config.initializer_range
         if module is self:
-            init.normal_(self.start_block, std=std)
+            scaled = self.config.initialization == "scaled"
+            init.normal_(self.start_block, std=self.config.hidden_size**-0.5 if scaled else std)
+            if scaled:
+                initialize_scaled(self.model)
             if self.slot_embedding is not None:
                 init.zeros_(self.slot_embedding)
         elif isinstance(module, DiffusionHead):

@@ -45,12 +45,12 @@ def _diffusion_realizer(model: "BitLMForCausalLM", sampling: Sampling) -> Realiz
         shift=sampling.time_shift,
     )
     schedule = Schedule.of(levels, embedding.device).seen_as(lambda t: Level(t, head.embed_time(t)))
-    guided = sampling.guidance_scale != 1
+    constants = head.constants(embedding, guided=sampling.guidance_scale != 1)
 
     def realize(context: Tensor, keys: list[int], block: int) -> Realized:
         noise = [sample_noise(sampling.seed, key, block, config.block_size, config.num_bits) for key in keys]
         noise = torch.stack(noise).to(context.device)
-        prepared = head.prepare_sampling(context, embedding, guided)
+        prepared = head.prepare_sampling(context, constants)
         denoiser = HeadDenoiser(head, prepared, sampling.guidance_scale, sampling.guidance_form, sampling.compile)
         made = _denoise(denoiser, noise, schedule, sampling)
         steps = made.steps.tolist()

@@ -1,8 +1,12 @@
-"""Mask and positions against their definitions."""
+"""Mask, positions and the scaled start against their definitions."""
+
+import math
+from pathlib import Path
 
 import pytest
 import torch
 
+from bitlm.model import BitLMConfig, BitLMForCausalLM
 from bitlm.model.backbone import block_causal_mask, positions, training_mask
 
 
@@ -37,3 +41,31 @@ def test_positions_skip_whole_blocks_of_padding_only() -> None:
     assert got[0, 7:].tolist() == [4, 5, 6, 7, 8]  # one block and one slot of padding: the block is not counted
     assert got[1, 9:].tolist() == [3, 4, 5]
     assert got[2].tolist() == list(range(12))
+
+
+def test_scaled_initialization_follows_width_and_depth() -> None:
+    torch.manual_seed(0)
+    config = BitLMConfig(
+        vocab_size=1000, embedding_rows=1000, num_bits=10, hidden_size=256, num_hidden_layers=2, intermediate_size=768,
+        num_attention_heads=8, num_key_value_heads=8, head_dim=32, initialization="scaled",
+    )  # fmt: skip
+    model = BitLMForCausalLM(config)
+    expected = {"embed_tokens": 1 / 16, "q_proj": 1 / math.sqrt(3 * 256), "o_proj": 1 / math.sqrt(3 * 256 * 4)}
+    expected |= {"gate_proj": 1 / math.sqrt(3 * 256), "down_proj": 1 / math.sqrt(3 * 768 * 4)}
+    for name, weight in model.model.named_parameters():
+        std = expected.get(name.split(".")[-2])
+        if std is not None:
+            assert weight.std().item() == pytest.approx(std, rel=0.02), name
+    assert model.start_block.std().item() == pytest.approx(1 / 16, rel=0.1)
+    tokens = torch.randint(1000, (4, 32))
+    logits = model.model(tokens).last_hidden_state @ model.model.embed_tokens.weight.T
+    assert logits.var().item() == pytest.approx(1, rel=0.2)
+
+
+def test_scaled_initialization_leaves_loaded_weights_alone(tmp_path: Path) -> None:
+    config = BitLMConfig(initialization="scaled")
+    made = BitLMForCausalLM(config)
+    made.save_pretrained(tmp_path)
+    loaded = BitLMForCausalLM.load(tmp_path)
+    for name, weight in made.state_dict().items():
+        assert torch.equal(weight, loaded.state_dict()[name]), name

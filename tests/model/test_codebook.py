@@ -176,7 +176,7 @@ def test_sampling_is_exact_among_the_likeliest_tokens(build: Build, path: str, r
     noisy, t, context = inputs(3)
     embedding = model.model.embed_tokens.weight
     null = model.head.null_context[None].expand(3, -1, -1)
-    prepared = model.head.prepare_sampling(context, embedding, guided=True)
+    prepared = model.head.prepare_sampling(context, model.head.constants(embedding, guided=True))
     twice = [tensor.repeat(2, *(1 for _ in tensor.shape[1:])) for tensor in (noisy, t)]
     answer = answers(model, *twice, prepared)
     got = to_codes(model.head(*twice, prepared))

@@ -63,7 +63,11 @@ def test_logits_are_finite_without_noise(build: Build, denoiser: str) -> None:
     model = build(denoiser=denoiser, context_path="direct", num_bits=7)  # the first bit is never 1
     ids = torch.randint(0, 50, (2, 4))
     clean = ((ids[..., None] >> torch.arange(6, -1, -1)) & 1) * 2.0 - 1
-    logits = model.head(clean, torch.zeros(2, 1), model.head.prepare_null(model.model.embed_tokens.weight).repeat(2))
+    logits = model.head(
+        clean,
+        torch.zeros(2, 1),
+        model.head.prepare(model.head.null_context[None], model.model.embed_tokens.weight).repeat(2),
+    )
     assert logits.isfinite().all()
     assert torch.equal(to_codes(logits), clean)
 
@@ -163,10 +167,10 @@ def test_sampling_is_prepared_once_for_both_branches(build: Build, denoiser: str
     noisy, t, context = inputs(3)
     embedding = model.model.embed_tokens.weight
     conditional = model.head(noisy, t, model.prepare(context))
-    null = model.head(noisy, t, model.head.prepare_null(embedding).repeat(3))
-    alone = model.head.prepare_sampling(context, embedding, guided=False)
+    null = model.head(noisy, t, model.head.prepare(model.head.null_context[None], embedding).repeat(3))
+    alone = model.head.prepare_sampling(context, model.head.constants(embedding, guided=False))
     torch.testing.assert_close(model.head(noisy, t, alone), conditional, rtol=1e-5, atol=1e-5)
-    both: Prepared = model.head.prepare_sampling(context, embedding, guided=True)
+    both: Prepared = model.head.prepare_sampling(context, model.head.constants(embedding, guided=True))
     got = model.head(noisy.repeat(2, 1, 1), t.repeat(2, 1), both)
     torch.testing.assert_close(got, torch.cat([conditional, null]), rtol=1e-4, atol=1e-4)
 

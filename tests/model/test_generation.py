@@ -31,7 +31,7 @@ def plain_block(model: BitLMForCausalLM, context: torch.Tensor, noise: torch.Ten
     for k in range(K, 0, -1):
         t = torch.tensor([[k / K]])
         estimate = torch.tanh(model.head(A, t, model.head.prepare(context, embedding)) / 2)
-        null = torch.tanh(model.head(A, t, model.head.prepare_null(embedding)) / 2)
+        null = torch.tanh(model.head(A, t, model.head.prepare(model.head.null_context[None], embedding)) / 2)
         estimate = null + omega * (estimate - null)
         ratio = (k - 1) / k
         A = ratio * A + (1 - ratio) * estimate
