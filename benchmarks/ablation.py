@@ -31,6 +31,7 @@ from bitlm.diffusion.bound import nats_per_token
 from bitlm.model import BitLMConfig, BitLMForCausalLM
 from bitlm.model.initialize import take_backbone
 from bitlm.train.loop import Setup, train
+from bitlm.train.validate import spread
 
 LENGTH = 256
 FINAL_STRATA = 8
@@ -47,7 +48,8 @@ MATCHED = [*BCE, "model.head.denoiser=matched_filter"]
 PATHS = ["model.slot_embedding=true", "model.head.context_path=direct"]
 MUON = ["pretrain.optimizer=muon"]
 PRIOR = [*BCE, "model.head.denoiser=codebook_prior", *PATHS, *MUON]
-CODEBOOK = ["pretrain.diffusion.loss=token", "model.head.denoiser=codebook", *PATHS, *MUON]
+TOKEN = ["pretrain.diffusion.loss=token", "model.head.denoiser=codebook"]
+CODEBOOK = [*TOKEN, *PATHS, *MUON]
 FROM_LM = ["pretrain.init_from=lm"]
 SLOT_NOISE = ["pretrain.diffusion.slot_noise=0.7"]
 
@@ -76,7 +78,9 @@ ROWS = {
         Row("codebook", CODEBOOK),
         Row("codebook-lm", [*CODEBOOK, *FROM_LM], start="lm-muon"),
         Row("codebook-noise", [*CODEBOOK, *FROM_LM, *SLOT_NOISE], start="lm-muon"),
+        Row("tiny", [*TOKEN, *FROM_LM, *SLOT_NOISE], start="lm"),
         Row("lm", [], head="lm"),
+        Row("lm-qwen3", ["model.initialization=qwen3"], head="lm"),
         Row("lm-muon", MUON, head="lm"),
     )
 }
@@ -255,7 +259,7 @@ def _steps(row: Row, given: list[str], args: argparse.Namespace, tokens: Path, f
 
 def _bounds(model: BitLMForCausalLM, batches: TokenBatches, args: argparse.Namespace) -> dict[str, Any]:
     """With more noise levels than in training, along the joint, a staggered and the one-after-the-other path."""
-    indices = list(range(min(batches.validation_count, args.validation * args.batch)))
+    indices = spread(batches.validation_count, args.validation * args.batch)
     parts = [indices[start : start + args.batch] for start in range(0, len(indices), args.batch)]
     found = {}
     for stagger in (0.0, 0.5, 1.0) if model.config.head == "diffusion" else (0.0,):

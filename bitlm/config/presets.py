@@ -126,7 +126,7 @@ def _tiny(head: dict[str, str], diffusion: DiffusionConfig, *, init_from: str | 
             window_shards=16,
             batch_size=8,
             steps=300,
-            learning_rate=3e-3,
+            learning_rate=5e-3,
             validate_every=50,
             validation_batches=4,
             init_from=init_from,

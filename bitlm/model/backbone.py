@@ -1,5 +1,5 @@
-"""The backbone's view of a sequence [start block | tokens]: who sees whom, at which position each vector stands, and how a
-small backbone starts."""
+"""The backbone's view of a sequence [start block | tokens]: who sees whom, at which position each vector stands;
+and how a small backbone starts."""
 
 from functools import lru_cache
 
