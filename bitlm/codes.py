@@ -1,6 +1,7 @@
-"""Binary codes φ of token ids as ±1 coordinates, the model's side; ``bitlm.packing`` is the storage's.
+"""Binary codes φ of token ids: as ±1 coordinates (``encode``, ``decode``) and packed in bytes (``pack``, ``unpack``).
 
-The code of id ``y`` is its ``B`` bits, most significant first, 0 → -1 and 1 → +1. Nothing is learned.
+The code of id ``y`` is its ``B`` bits, most significant first, 0 → -1 and 1 → +1. Nothing is learned. Packing lives in
+``bitlm.packing``, which needs no torch.
 """
 
 from typing import Literal
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor
 
 from bitlm.errors import ConfigError
-from bitlm.packing import check_bits, check_range
+from bitlm.packing import check_bits, check_range, pack, unpack
+
+__all__ = ["decode", "encode", "min_bits", "pack", "signs", "unpack"]
 
 
 def min_bits(vocab_size: int) -> int:

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitlm.codes import decode, encode, min_bits
+from bitlm.codes import decode, encode, min_bits, pack, unpack
 from bitlm.errors import ConfigError
-from bitlm.packing import pack, unpack, unpack_codes
+from bitlm.packing import unpack_codes
 
 
 def naive_bits(token: int, num_bits: int) -> list[int]:

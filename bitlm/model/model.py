@@ -102,24 +102,29 @@ class BitLMForCausalLM(PreTrainedModel):
                 init.normal_(vectors, std=std)
 
     @classmethod
-    def load(cls, folder: str | PathLike, **kwargs) -> "BitLMForCausalLM":
-        """``from_pretrained`` of a local folder that accepts only a complete and exact set of tensors.
+    def from_pretrained(cls, source: str | PathLike, *args, output_loading_info: bool = False, **kwargs):
+        """Transformers' own, but only a complete and exact set of tensors is accepted; what does not fit would be drawn
+        at random.
 
-        Raises ArtifactError naming the folder and the first tensor that is missing, unknown or of another shape.
+        Raises ArtifactError naming the source and the first tensor that is missing, unknown or of another shape.
         """
+        kwargs["ignore_mismatched_sizes"] = True  # told below, by name
+        model, info = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
+        for name in sorted(info["missing_keys"]):
+            raise ArtifactError(f"{source}: tensor {name} is missing; the checkpoint is incomplete or of another model")
+        for name in sorted(info["unexpected_keys"]):
+            raise ArtifactError(f"{source}: tensor {name} has no place in the model that config.json describes")
+        for name, stored, expected in sorted(info["mismatched_keys"]):
+            raise ArtifactError(f"{source}: tensor {name} has shape {tuple(stored)}, the model needs {tuple(expected)}")
+        return (model, info) if output_loading_info else model
+
+    @classmethod
+    def load(cls, folder: str | PathLike, **kwargs) -> "BitLMForCausalLM":
+        """``from_pretrained`` of a local folder. Raises ArtifactError also where nothing there can be read."""
         try:
-            model, info = cls.from_pretrained(
-                folder, output_loading_info=True, ignore_mismatched_sizes=True, local_files_only=True, **kwargs
-            )
+            return cls.from_pretrained(folder, local_files_only=True, **kwargs)
         except (OSError, SafetensorError) as error:
             raise ArtifactError(f"{folder}: no readable model there ({str(error).splitlines()[0]})") from error
-        for name in sorted(info["missing_keys"]):
-            raise ArtifactError(f"{folder}: tensor {name} is missing; the checkpoint is incomplete or of another model")
-        for name in sorted(info["unexpected_keys"]):
-            raise ArtifactError(f"{folder}: tensor {name} has no place in the model that config.json describes")
-        for name, stored, expected in sorted(info["mismatched_keys"]):
-            raise ArtifactError(f"{folder}: tensor {name} has shape {tuple(stored)}, the model needs {tuple(expected)}")
-        return model
 
     def set_unigram(self, counts: Tensor) -> None:
         """Tell the codebook how often each of the V tokens occurs, counts [V]. To be done before training.
