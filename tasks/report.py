@@ -22,35 +22,37 @@ def build(step: Step, run: Run, work: Work) -> dict[str, Any]:
     ancestry = {one.id: one for record in [*trained, *evaluations] for one in lineage(run.store, record)}
     preset = step.identity["preset"]
     results = collect(run.store, evaluations, trained, list(ancestry.values()), run.config.report, preset)
-    markdown = report.render_markdown(results)
     pages = {
         "report.html": report.render_html(results, list(ancestry.values())),
-        "report.md": markdown,
+        "report.md": report.render_markdown(results),
         "results.json": json.dumps(results, indent=1, ensure_ascii=False),
     }
     for name, text in pages.items():
         storage.write_atomic(storage.join(work.out, name), text.encode())
-    _record(results, markdown)
     return {"systems": len(evaluations), "examples": max(row["examples"] or 0 for row in results["rows"])}
 
 
-def link(record: Record, run: Run) -> None:
-    """A Prefect link to the finished page, where a run records it."""
-    if TaskRunContext.get() is not None:
-        url = run.store.url(record.id, "report.html")
-        href = f"file://{url}" if storage.is_local(url) else url
-        create_link_artifact(href, link_text=record.id, key="report", description="The report of the pipeline")
+def show(record: Record, run: Run) -> None:
+    """The finished report, made now or before, as Prefect artifacts of a run that records there: the ROUGE table, all
+    tables as Markdown, and a link to the page."""
+    if TaskRunContext.get() is None:
+        return
+    results: Results = json.loads(_read(record, run, "results.json"))
+    rows = [table.Row.model_validate(row) for row in results["rows"]]
+    create_table_artifact(table.plain(rows), key="rouge", description=f"{table.ARTICLE_NOTE} {table.LEAD_NOTE}")
+    create_markdown_artifact(_read(record, run, "report.md"), key="report-tables", description=results["title"])
+    url = run.store.url(record.id, "report.html")
+    href = f"file://{url}" if storage.is_local(url) else url
+    create_link_artifact(href, link_text=record.id, key="report", description="The report of the pipeline")
+
+
+def _read(record: Record, run: Run, name: str) -> str:
+    with open(run.store.checked(record, name), encoding="utf8") as file:
+        return file.read()
 
 
 def _inputs(step: Step, run: Run, prefix: str) -> list[Record]:
     return [run.input(step, role) for role in step.inputs if role.startswith(f"{prefix}:")]
 
 
-def _record(results: Results, markdown: str) -> None:
-    if TaskRunContext.get() is not None:
-        rows = [table.Row.model_validate(row) for row in results["rows"]]
-        create_table_artifact(table.plain(rows), key="rouge", description=f"{table.ARTICLE_NOTE} {table.LEAD_NOTE}")
-        create_markdown_artifact(markdown, key="report-tables", description=results["title"])
-
-
-task = stage_task("report", build, then=link)
+task = stage_task("report", build, then=show)

@@ -129,7 +129,7 @@ def _charts(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _loss_chart(curve: Mapping[str, Any], title: str) -> str:
-    unit = "nats per token" if curve["head"] == "lm" else "loss per bit (as configured)"
+    unit = "nats per token" if curve["head"] == "lm" else "loss (as configured)"
     title = f"{title} of the {table.HEADS[curve['head']]}"
     return curves.line_chart([_series(curve, "loss")], title=title, x_label="step", y_label=unit, width=curves.NARROW)
 
