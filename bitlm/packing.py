@@ -124,10 +124,6 @@ def _overlaps(num_bits: int) -> dict[str, list[tuple[int, int]]]:
     return overlaps
 
 
-def _shift(bits: np.ndarray, left: int) -> np.ndarray:
-    return bits << np.uint64(left) if left >= 0 else bits >> np.uint64(-left)
-
-
 def check_bits(num_bits: int) -> None:
     if not 1 <= num_bits <= MAX_BITS:
         raise ConfigError(f"num_bits = {num_bits}: choose 1 to {MAX_BITS}")
