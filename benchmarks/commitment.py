@@ -47,7 +47,7 @@ def changed(a: list[list[int]], b: list[list[int]]) -> tuple[float, float]:
     """Shares of texts, and of token places (the longer text's), in which two lists of texts differ."""
     places = sum(max(len(x), len(y)) for x, y in zip(a, b, strict=True))
     same = sum(p == q for x, y in zip(a, b, strict=True) for p, q in zip(x, y, strict=False))
-    return sum(x != y for x, y in zip(a, b, strict=True)) / len(a), 1 - same / max(places, 1)
+    return sum(x != y for x, y in zip(a, b, strict=True)) / len(a), (places - same) / max(places, 1)
 
 
 def main() -> None:
