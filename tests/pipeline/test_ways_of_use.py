@@ -1,5 +1,6 @@
 """The full chain through a Prefect server and worker, and as a Ray job with its root on S3."""
 
+import errno
 import json
 import os
 import signal
@@ -21,10 +22,28 @@ from flows.cli import main
 
 SMALL = {**SETTINGS, **ONE_HEAD}
 
+# Every Ray of a machine asks for this one first; only one of them gets it.
+RAY_AGENT_PORT = 52365
+
 
 def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return probe.getsockname()[1]
+
+
+@contextmanager
+def _taken(port: int) -> Iterator[None]:
+    """Someone listens on the port: this process, or whoever already did."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            holder.bind(("", port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+        else:
+            holder.listen()
+        yield
 
 
 @contextmanager
@@ -117,6 +136,7 @@ def test_as_a_ray_job_with_its_root_on_s3(tmp_path, s3_root, capsys):  # noqa: F
     log = tmp_path / "head.log"
     # Ray's socket paths must be short.
     with (
+        _taken(RAY_AGENT_PORT),
         tempfile.TemporaryDirectory(prefix="r-", dir="/tmp", ignore_cleanup_errors=True) as short,
         _running(
             [str(PROJECT / "cluster" / "ray-head.sh"), "--num-cpus", "2", "--temp-dir", short], log, env=env
