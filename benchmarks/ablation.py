@@ -52,6 +52,7 @@ TOKEN = ["pretrain.diffusion.loss=token", "model.head.denoiser=codebook"]
 CODEBOOK = [*TOKEN, *PATHS, *MUON]
 FROM_LM = ["pretrain.init_from=lm"]
 SLOT_NOISE = ["pretrain.diffusion.slot_noise=0.7"]
+LEVELS = ["pretrain.diffusion.slot_noise=1", "pretrain.diffusion.t_distribution=uniform"]
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ ROWS = {
         Row("codebook", CODEBOOK),
         Row("codebook-lm", [*CODEBOOK, *FROM_LM], start="lm-muon"),
         Row("codebook-noise", [*CODEBOOK, *FROM_LM, *SLOT_NOISE], start="lm-muon"),
-        Row("tiny", [*TOKEN, *FROM_LM, *SLOT_NOISE], start="lm"),
+        Row("codebook-levels", [*CODEBOOK, *FROM_LM, *LEVELS], start="lm-muon"),
+        Row("tiny", [*TOKEN, *FROM_LM, *LEVELS], start="lm"),
         Row("lm", [], head="lm"),
         Row("lm-qwen3", ["model.initialization=qwen3"], head="lm"),
         Row("lm-muon", MUON, head="lm"),

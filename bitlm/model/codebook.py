@@ -1,13 +1,16 @@
 """The codebook: bits stay the space of diffusion, but the denoiser reasons over the V real tokens.
 
-With E the backbone's embedding rows, φ(y) the code of token y, u the unigram frequencies, and for each slot
-``q`` = (W·C)_slot, ``a`` = U·h of the head's own hidden state, and ℓ the log-odds of its bits that need no network (the
+With E the backbone's embedding rows, R these or a copy of them with fewer columns, φ(y) the code of token y, u the
+unigram frequencies, and for each slot i ``q`` = (W·C)_i and ℓ, the log-odds of its bits that need no network (the
 matched filter's 2(1-t)·A_t/t² and, on the direct context path, those read from C):
 
-    p(y | A_t, C) ∝ exp(E_y·q + R_y·a + log u_y + ½ ℓ·φ(y)),      Â_0 = Σ_y p(y)·φ(y)
+    p⁰(y | A_t, C) ∝ exp(E_y·q + log u_y + ½ ℓ·φ(y)),             R̄_i = √R·Σ_y p⁰(y)·R_y, what slot i is likely to be
+    a_i = U·h_i + Σ_j T_{j-i}·R̄_j                                 h the head's own hidden state, which is shown R̄
+    p(y | A_t, C) ∝ p⁰(y)·exp(R_y·a_i),                           Â_0 = Σ_y p(y)·φ(y)
 
-R is E itself, or a copy of it with fewer columns. In training nothing of n·m × V is held: the slots are worked off in
-chunks that the backward pass computes again. A sampler keeps the likeliest tokens of each slot, and E_y·q + log u_y.
+T couples the slots of a block: it says which tokens go together at a distance of j - i places. In training nothing of
+n·m × V is held: the slots are worked off in chunks that the backward pass computes again. A sampler keeps the likeliest
+tokens of each slot, and E_y·q + log u_y.
 Shapes: n blocks, m slots, k = n·m slots in a row, c tokens of choice, B bits, D backbone width, R columns of R.
 """
 
@@ -73,7 +76,8 @@ class Lexicon:
 
 
 class Codebook(nn.Module):
-    """The parameters of the codebook, apart from U, which is the head's output map."""
+    """The parameters of the codebook, apart from U, which is the head's output map. Where the head answers with bits,
+    there is no T."""
 
     log_unigram: Tensor
 
@@ -82,10 +86,15 @@ class Codebook(nn.Module):
         self.vocab_size, self.num_bits = config.vocab_size, config.num_bits
         size = config.block_size * config.hidden_size
         self.query = nn.Linear(size, size, bias=False)  # W
+        self.reach = config.block_size - 1
+        columns = config.codebook_rank or config.hidden_size  # R
         self.low_rank = None
         if config.codebook_rank is not None:
-            self.low_rank = nn.Linear(config.hidden_size, config.codebook_rank, bias=False)
-        self.feature = nn.Linear(config.codebook_rank or config.hidden_size, config.head_width, bias=False)
+            self.low_rank = nn.Linear(config.hidden_size, columns, bias=False)
+        self.feature = nn.Linear(columns, config.head_width, bias=False)
+        self.coupling = None
+        if config.denoiser == "codebook":
+            self.coupling = nn.Linear((2 * self.reach + 1) * columns, columns, bias=False)  # T_{1-m} … T_{m-1}
         self.register_buffer("log_unigram", torch.zeros(config.vocab_size))
 
     def set_unigram(self, counts: Tensor) -> None:
@@ -98,6 +107,12 @@ class Codebook(nn.Module):
     def queries(self, context: Tensor) -> Tensor:
         """C [n, m, D] → q [n, m, D]."""
         return self.query(context.flatten(1)).view(context.shape)
+
+    def couple(self, likely: Tensor) -> Tensor:
+        """R̄ [n, m, R] → Σ_j T_{j-i}·R̄_j [n, m, R]."""
+        columns = likely.shape[-1]
+        padded = F.pad(likely, (0, 0, self.reach, self.reach)).flatten(1)  # nothing beyond the block
+        return self.coupling(padded.unfold(1, self.coupling.in_features, columns))
 
     def lexicon(self, embedding: Tensor) -> Lexicon:
         """From the backbone's embedding matrix, whose rows beyond V take no part."""
@@ -128,10 +143,11 @@ def likeliest(lexicon: Lexicon, query: Tensor, log_odds: Tensor | None, count: i
     return Choice(base, lexicon.rows[tokens], lexicon.codes[tokens]), tokens
 
 
-def mean_row(choice: Choice, log_odds: Tensor) -> Tensor:
-    """Σ_y p(y)·R_y [..., R] under p without the answer: what C and A_t alone tell of the token."""
+def likely_row(choice: Choice, log_odds: Tensor) -> Tensor:
+    """R̄ = √R·Σ_y p⁰(y)·R_y [..., R]: what C and A_t alone tell of the token. The entries of a row as long as
+    one are about 1/√R: the factor lets what reads them learn as fast as what reads the bits."""
     weights = choice.scores(log_odds, None).softmax(-1).to(choice.rows.dtype)
-    return _mean(choice.rows, weights)
+    return _mean(choice.rows, weights) * math.sqrt(choice.rows.shape[-1])
 
 
 def log_odds_of_bits(choice: Choice, log_odds: Tensor, answer: Tensor | None = None) -> Tensor:

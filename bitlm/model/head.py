@@ -22,8 +22,8 @@ from bitlm.model.codebook import (
     fits,
     in_chunks,
     likeliest,
+    likely_row,
     log_odds_of_bits,
-    mean_row,
     nll,
 )
 from bitlm.model.config import BitLMConfig
@@ -224,22 +224,22 @@ class DiffusionHead(nn.Module):
         return known if prepared.prior is None else known + prepared.prior
 
     def _answer(self, noisy: Tensor, time: Tensor, prepared: Prepared, known: Tensor | None) -> Tensor:
-        """The network: [n, m, B], or [n, m, R] for the ``codebook`` denoiser."""
+        """The network's [n, m, B], or the answer a [n, m, R] for the ``codebook`` denoiser."""
         condition = prepared.condition
         y = F.silu(time + condition)  # [n, m, H]
         x = self.input(noisy.to(condition.dtype)) + self.slot_embedding
         if self.prior is not None:
             x = x + condition
         if self.codebook is not None:
-            with torch.no_grad():  # p learns from its own loss; a gradient through here costs much and changes nothing
-                expected = self._by_codebook(mean_row, prepared, known)
-            x = x + self.codebook.feature(expected)
+            likely = self._by_codebook(likely_row, prepared, known)  # [n, m, R]
+            x = x + self.codebook.feature(likely)
         for i, layer in enumerate(self.layers):
             if i % LAYERS_PER_MODULATION == 0:
                 modulation = self.modulations[i // LAYERS_PER_MODULATION](y).chunk(6, dim=-1)
             x = layer(x, modulation)
         scale, shift = self.final_modulation(y).chunk(2, dim=-1)
-        return self.output(torch.addcmul(shift, self.final_norm(x), 1 + scale))
+        output = self.output(torch.addcmul(shift, self.final_norm(x), 1 + scale))
+        return output + self.codebook.couple(likely) if self.denoiser == "codebook" else output
 
     def _by_codebook(self, function: Callable[..., Tensor], prepared: Prepared, *given: Tensor) -> Tensor:
         """``function`` of the choice between the tokens and of what is given for each slot [n, m, ...]."""

@@ -98,6 +98,8 @@ class BitLMForCausalLM(PreTrainedModel):
             if module.codebook is not None:
                 init.copy_(module.codebook.query.weight, last_vector(*module.null_context.shape))
                 init.constant_(module.codebook.log_unigram, -math.log(self.config.vocab_size))
+                if module.codebook.coupling is not None:
+                    init.zeros_(module.codebook.coupling.weight)
             for vectors in (module.null_context, module.slot_embedding, module.time[0].weight, module.time[2].weight):
                 init.normal_(vectors, std=std)
 

@@ -93,11 +93,10 @@ def test_the_articles_choices_are_those_of_every_preset_but_tiny(preset):
 
 
 def test_tiny_and_tiny_article_are_assignments_apart():
-    assignments = [
-        "model.head.denoiser=codebook", "pretrain.diffusion.loss=token", "finetune.diffusion.loss=token",
-        "pretrain.diffusion.slot_noise=0.7", "finetune.diffusion.slot_noise=0.7", "pretrain.init_from=lm",
-        "evaluate.stagger=0.5",
-    ]  # fmt: skip
+    assignments = ["model.head.denoiser=codebook", "pretrain.init_from=lm", "evaluate.stagger=0.5"]
+    for stage in ("pretrain", "finetune"):
+        levels = ("loss=token", "t_distribution=uniform", "slot_noise=1")
+        assignments += [f"{stage}.diffusion.{setting}" for setting in levels]
     assert configure("tiny-article", assignments).model_dump(exclude={"preset"}) == configure("tiny").model_dump(
         exclude={"preset"}
     )

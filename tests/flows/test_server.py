@@ -15,6 +15,7 @@ from flows.server import prefect_api
 OWNER = textwrap.dedent("""
     import flows, sys, signal
     from flows.server import prefect_api
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its background jobs with it ignored
     with prefect_api() as url:
         print(url, flush=True)
         signal.pause()

@@ -22,6 +22,11 @@ every_variant = pytest.mark.parametrize(("path", "rank"), VARIANTS)
 def built(build: Build, path: str = "norm", rank: int | None = None, **options) -> BitLMForCausalLM:
     model = build(**{"denoiser": "codebook", "context_path": path, "codebook_rank": rank, **options})
     model.set_unigram(torch.arange(V) ** 2)
+    with (
+        torch.no_grad()
+    ):  # what reads R̄, which is √R times as long as a row: else the random head is steep beyond float32
+        for reader in filter(None, (model.head.codebook.feature, model.head.codebook.coupling)):
+            reader.weight.div_((rank or D) ** 0.5)
     return model
 
 
@@ -31,13 +36,31 @@ def inputs(n: int) -> tuple[Tensor, Tensor, Tensor]:
     return noisy, torch.rand(n, M, generator=generator) * 0.6 + 0.3, context
 
 
-def answers(model: BitLMForCausalLM, noisy: Tensor, t: Tensor, prepared: Prepared) -> np.ndarray:
-    """a = U·h [n, m, R], as the head's last map gives it."""
+def answers(model: BitLMForCausalLM, noisy: Tensor, t: Tensor, prepared: Prepared, likely: np.ndarray) -> np.ndarray:
+    """a_i = U·h_i, as the head's last map gives it, + Σ_j T_{j-i}·R̄_j for these R̄ [n, m, R]."""
+    T = weights(model)["head.codebook.coupling.weight"].reshape(-1, 2 * M - 1, likely.shape[-1])
+    coupled = [[sum(T[:, j - i + M - 1] @ block[j] for j in range(M)) for i in range(M)] for block in likely]
+    return outputs(model, noisy, t, prepared) + np.array(coupled)
+
+
+def outputs(model: BitLMForCausalLM, noisy: Tensor, t: Tensor, prepared: Prepared) -> np.ndarray:
     seen = []
     hook = model.head.output.register_forward_hook(lambda module, given, found: seen.append(found))
     model.head(noisy, t, prepared)
     hook.remove()
     return seen[0].double().numpy()
+
+
+def likely_rows(model: BitLMForCausalLM, p: np.ndarray) -> np.ndarray:
+    """R̄ = √R·Σ_y p(y)·R_y."""
+    rows = table(weights(model))
+    return np.sqrt(rows.shape[1]) * (p @ rows)
+
+
+def table(given: dict[str, np.ndarray]) -> np.ndarray:
+    """R [V, R]."""
+    E = given["model.embed_tokens.weight"][:V]
+    return E @ given["head.codebook.low_rank.weight"].T if "head.codebook.low_rank.weight" in given else E
 
 
 def weights(model: BitLMForCausalLM) -> dict[str, np.ndarray]:
@@ -48,7 +71,7 @@ def probabilities(model: BitLMForCausalLM, noisy: Tensor, t: Tensor, context: Te
     """p [n, m, V], one token's score at a time."""
     given = weights(model)
     E, W = given["model.embed_tokens.weight"][:V], given["head.codebook.query.weight"]
-    R = E @ given["head.codebook.low_rank.weight"].T if "head.codebook.low_rank.weight" in given else E
+    R = table(given)
     counts = np.arange(V) ** 2 + 1
     p = np.empty((len(noisy), M, V))
     for n in range(len(noisy)):
@@ -76,7 +99,8 @@ def test_logits_and_token_probabilities_are_the_brute_force_ones(build: Build, p
     model = built(build, path, rank)
     noisy, t, context = inputs(3)
     prepared = model.prepare(context)
-    p = probabilities(model, noisy, t, context, answers(model, noisy, t, prepared))
+    likely = likely_rows(model, probabilities(model, noisy, t, context, np.zeros((3, M, rank or D))))
+    p = probabilities(model, noisy, t, context, answers(model, noisy, t, prepared, likely))
     assert ((p > 0.02).sum(-1) > 1).any()  # not all decided
     torch.testing.assert_close(
         to_codes(model.head(noisy, t, prepared)).double(), torch.from_numpy(p @ CODES), rtol=1e-4, atol=1e-4
@@ -95,7 +119,7 @@ def test_prior_adds_the_networks_output_to_the_log_odds_of_the_mean_code(build: 
     prepared = model.prepare(context)
     p = probabilities(model, noisy, t, context, np.zeros((3, M, D)))
     one, zero = p @ (CODES > 0), p @ (CODES < 0)
-    expected = np.log(one) - np.log(zero) + answers(model, noisy, t, prepared)
+    expected = np.log(one) - np.log(zero) + outputs(model, noisy, t, prepared)
     got = model.head(noisy, t, prepared)
     torch.testing.assert_close(got.double(), torch.from_numpy(expected), rtol=1e-3, atol=1e-3)
 
@@ -111,11 +135,27 @@ def test_the_network_is_shown_the_mean_row_under_p_without_its_answer(
     model.head.codebook.feature.register_forward_hook(lambda module, given, found: seen.append(given[0]))
     model.head(noisy, t, model.prepare(context))
     p = probabilities(model, noisy, t, context, np.zeros((2, M, rank or D)))
-    given = weights(model)
-    rows = given["model.embed_tokens.weight"][:V]
-    if rank:
-        rows = rows @ given["head.codebook.low_rank.weight"].T
-    torch.testing.assert_close(seen[0].double(), torch.from_numpy(p @ rows), rtol=1e-4, atol=1e-4)
+    expected = torch.from_numpy(likely_rows(model, p))
+    torch.testing.assert_close(seen[0].double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_coupling_alone_tells_a_slot_of_its_neighbours(build: Build) -> None:
+    """A token at distance -1 that raises one other: what the head cannot say while its gates are shut."""
+    model = built(build, t_distribution="uniform")
+    for parameter in (*model.head.modulations.parameters(), *model.head.output.parameters()):
+        parameter.zero_()
+    E = model.model.embed_tokens.weight
+    first, second = 7, 30
+    T = model.head.codebook.coupling.weight.zero_().view(D, 2 * M - 1, D)
+    T[:, M - 2] = 3 * torch.outer(E[second], E[first]) / (E[first].norm() * E[second].norm()) ** 2
+    clean = torch.tensor([[first, first, 0, 0]])
+    noisy = torch.from_numpy(CODES[clean]).float()
+    t = torch.tensor([[0.05, 1.0, 1.0, 1.0]])
+    nll = model.head.token_nll(noisy, t, model.prepare(torch.zeros(1, M, D)), torch.full((1, M), second))
+    T.zero_()
+    without = model.head.token_nll(noisy, t, model.prepare(torch.zeros(1, M, D)), torch.full((1, M), second))
+    assert nll[0, 1] < without[0, 1] - 1
 
 
 @torch.no_grad()
@@ -178,16 +218,22 @@ def test_sampling_is_exact_among_the_likeliest_tokens(build: Build, path: str, r
     null = model.head.null_context[None].expand(3, -1, -1)
     prepared = model.head.prepare_sampling(context, model.head.constants(embedding, guided=True))
     twice = [tensor.repeat(2, *(1 for _ in tensor.shape[1:])) for tensor in (noisy, t)]
-    answer = answers(model, *twice, prepared)
     got = to_codes(model.head(*twice, prepared))
     # At t = 1 nothing is told of the bits: what is likeliest there is likeliest given C.
-    kept = probabilities(model, noisy, torch.ones(3, M), context, 0 * answer[:3]).argsort(-1)[..., -7:]
+    nothing = np.zeros((3, M, rank or D))
+    kept = probabilities(model, noisy, torch.ones(3, M), context, nothing).argsort(-1)[..., -7:]
+
+    def among(given: Tensor, answer: np.ndarray) -> np.ndarray:
+        p = probabilities(model, noisy, t, given, answer)
+        found = np.zeros_like(p)
+        np.put_along_axis(found, kept, np.take_along_axis(p, kept, -1), -1)
+        return found / found.sum(-1, keepdims=True)
+
+    likely = np.concatenate([likely_rows(model, among(given, nothing)) for given in (context, null)])
+    answer = answers(model, *twice, prepared, likely)
     for half, given in ((slice(0, 3), context), (slice(3, 6), null)):
-        p = probabilities(model, noisy, t, given, answer[half])
-        among = np.zeros_like(p)
-        np.put_along_axis(among, kept, np.take_along_axis(p, kept, -1), -1)
-        among /= among.sum(-1, keepdims=True)
-        torch.testing.assert_close(got[half].double(), torch.from_numpy(among @ CODES), rtol=1e-4, atol=1e-4)
+        expected = torch.from_numpy(among(given, answer[half]) @ CODES)
+        torch.testing.assert_close(got[half].double(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_token_loss_gradients_in_float64() -> None:
