@@ -11,6 +11,11 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+from hypothesis import settings
+
+# A busy machine is no fault.
+settings.register_profile("untimed", settings(), deadline=None)
+settings.load_profile("untimed")
 
 # As many as a worker has: sums depend, in their last bits, on how many threads share them.
 torch.set_num_threads(1)
