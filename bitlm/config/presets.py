@@ -101,7 +101,6 @@ def tiny_article() -> Sections:
 def _tiny(head: dict[str, str], diffusion: DiffusionConfig, *, init_from: str | None, stagger: float) -> Sections:
     training = {
         "warmup_steps": 40,
-        "validation_stagger": stagger,  # the path that generation takes
         "diffusion": diffusion,
         "execution": {"cpus_per_worker": 2, "checkpoint_every": 100},
     }

@@ -150,9 +150,6 @@ class TrainConfig(StageConfig):
     seed: int = 0
     validate_every: int = Field(200, ge=1)
     validation_batches: int = Field(8, ge=1, description="batches of batch_size per validation")
-    validation_stagger: float = Field(
-        0.0, ge=0, le=1, description="path of the validation bound: 0 all slots together, 1 one after the other"
-    )
     diffusion: DiffusionConfig = DiffusionConfig()
     execution: TrainExecution = TrainExecution()
 
@@ -160,7 +157,7 @@ class TrainConfig(StageConfig):
         """The identity for one head, without settings that do not concern it or its optimizer."""
         identity = self.identity()
         if head == "lm":
-            del identity["diffusion"], identity["validation_stagger"]
+            del identity["diffusion"]
         if self.optimizer == "adamw":
             del identity["muon_learning_rate"]
         return identity

@@ -59,8 +59,7 @@ def _nats(
         batch = batches.validation(indices[start : start + size]).to(device)
         with precision_context(device, config):
             nats, blocks = validation_nats(
-                model, batch.input_ids, batch.attention_mask, batch.loss_blocks, SEED, batch.indices,
-                stagger=config.validation_stagger,
-            )  # fmt: skip
+                model, batch.input_ids, batch.attention_mask, batch.loss_blocks, SEED, batch.indices
+            )
         results += zip(nats.tolist(), blocks.tolist(), strict=True)
     return results

@@ -96,7 +96,7 @@ def test_tiny_and_tiny_article_are_assignments_apart():
     assignments = ["model.head.denoiser=codebook", "pretrain.init_from=lm", "evaluate.stagger=0.5"]
     for stage in ("pretrain", "finetune"):
         levels = ("loss=token", "t_distribution=uniform", "slot_noise=1")
-        assignments += [f"{stage}.validation_stagger=0.5", *(f"{stage}.diffusion.{setting}" for setting in levels)]
+        assignments += [f"{stage}.diffusion.{setting}" for setting in levels]
     assert configure("tiny-article", assignments).model_dump(exclude={"preset"}) == configure("tiny").model_dump(
         exclude={"preset"}
     )
@@ -128,8 +128,7 @@ def test_execution_never_enters_the_identity():
 
 
 def test_diffusion_settings_do_not_concern_the_lm_head():
-    changes = ["pretrain.diffusion.noise_draws=4", "pretrain.validation_stagger=1"]
-    changed, default = configure("tiny", changes).pretrain, configure("tiny").pretrain
+    changed, default = configure("tiny", ["pretrain.diffusion.noise_draws=4"]).pretrain, configure("tiny").pretrain
     assert changed.identity_for("lm") == default.identity_for("lm")
     assert changed.identity_for("diffusion") != default.identity_for("diffusion")
 
