@@ -10,6 +10,7 @@ sampling that always takes all K steps: the same noise, the same batches.
 import argparse
 import json
 import time
+from operator import eq
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def texts(
 def changed(a: list[list[int]], b: list[list[int]]) -> tuple[float, float]:
     """Shares of texts, and of token places (the longer text's), in which two lists of texts differ."""
     places = sum(max(len(x), len(y)) for x, y in zip(a, b, strict=True))
-    same = sum(p == q for x, y in zip(a, b, strict=True) for p, q in zip(x, y, strict=False))
+    same = sum(sum(map(eq, x, y)) for x, y in zip(a, b, strict=True))
     return sum(x != y for x, y in zip(a, b, strict=True)) / len(a), (places - same) / max(places, 1)
 
 

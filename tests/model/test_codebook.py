@@ -22,11 +22,10 @@ every_variant = pytest.mark.parametrize(("path", "rank"), VARIANTS)
 def built(build: Build, path: str = "norm", rank: int | None = None, **options) -> BitLMForCausalLM:
     model = build(**{"denoiser": "codebook", "context_path": path, "codebook_rank": rank, **options})
     model.set_unigram(torch.arange(V) ** 2)
-    with (
-        torch.no_grad()
-    ):  # what reads R̄, which is √R times as long as a row: else the random head is steep beyond float32
-        for reader in filter(None, (model.head.codebook.feature, model.head.codebook.coupling)):
-            reader.weight.div_((rank or D) ** 0.5)
+    # R̄ is √R times as long as a row: read with weights of the others' size, it would make the random head too steep for
+    # float32.
+    for reader in filter(None, (model.head.codebook.feature, model.head.codebook.coupling)):
+        reader.weight.data.div_((rank or D) ** 0.5)
     return model
 
 
@@ -139,10 +138,21 @@ def test_the_network_is_shown_the_mean_row_under_p_without_its_answer(
     torch.testing.assert_close(seen[0].double(), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_the_context_learns_from_what_the_network_and_the_other_slots_make_of_it(build: Build) -> None:
+    model = built(build)
+    seen = []
+    model.head.codebook.feature.register_forward_hook(lambda module, given, found: seen.append(given[0]))
+    noisy, t, context = inputs(2)
+    model.head(noisy, t, model.prepare(context))
+    seen[0].square().sum().backward()
+    assert model.head.codebook.query.weight.grad.abs().max() > 0
+    assert model.model.embed_tokens.weight.grad.abs().max() > 0
+
+
 @torch.no_grad()
 def test_coupling_alone_tells_a_slot_of_its_neighbours(build: Build) -> None:
     """A token at distance -1 that raises one other: what the head cannot say while its gates are shut."""
-    model = built(build, t_distribution="uniform")
+    model = built(build)
     for parameter in (*model.head.modulations.parameters(), *model.head.output.parameters()):
         parameter.zero_()
     E = model.model.embed_tokens.weight
