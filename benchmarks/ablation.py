@@ -26,7 +26,7 @@ from ablation_tokens import TokenBatches, made_tokens
 from transformers.utils import logging
 
 from bitlm.config import Head, PipelineConfig, configure
-from bitlm.data.tokenizer import INFO_FILE, TokenizerInfo
+from bitlm.data.shards.tokenizer import INFO_FILE, TokenizerInfo
 from bitlm.diffusion.bound import nats_per_token
 from bitlm.model import BitLMConfig, BitLMForCausalLM
 from bitlm.model.initialize import take_backbone

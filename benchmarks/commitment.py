@@ -18,8 +18,8 @@ from transformers.utils import logging
 
 from bitlm.artifacts.store import Store
 from bitlm.config import PromptConfig
-from bitlm.data.prompts import encode_prompts
-from bitlm.data.summaries import read_examples
+from bitlm.data.summaries.examples import read_examples
+from bitlm.data.summaries.prompts import encode_prompts
 from bitlm.evaluate.predictions import batches, load_model
 from bitlm.evaluate.rouge import MEASURES, score
 from bitlm.model import BitLMForCausalLM, Sampling

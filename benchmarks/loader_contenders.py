@@ -75,8 +75,8 @@ class Shards:
     def __init__(self, tokens: np.ndarray, folder: Path, length: int) -> None:
         from bitlm.artifacts import Store
         from bitlm.config import PretrainConfig
-        from bitlm.data.loader import open_pretrain
-        from bitlm.data.shards import Shard
+        from bitlm.data.reading.batches import open_pretrain
+        from bitlm.data.shards.format import Shard
 
         store = Store(str(folder))
         record = _artifact(store, tokens)
@@ -230,7 +230,7 @@ def _artifact(store: Any, tokens: np.ndarray) -> Any:
 
     from bitlm import storage
     from bitlm.artifacts import Draft, fingerprint
-    from bitlm.data.shards import ShardWriter
+    from bitlm.data.shards.format import ShardWriter
 
     work = store.begin("tokens", "benchmark", fingerprint("tokens", 1, {}, {}))
     shards = []

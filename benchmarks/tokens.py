@@ -28,7 +28,7 @@ from tokens_contenders import CONTENDERS
 
 from bitlm.artifacts.store import Store
 from bitlm.config import configure
-from bitlm.data import docstrings
+from bitlm.data.sources import docstrings
 from bitlm.steps import steps
 from tasks import corpus, tokenizer
 from tasks.run import Run, run_step

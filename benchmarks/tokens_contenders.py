@@ -90,7 +90,7 @@ def raw_tokenizers(sources: Path, tokenizer: Path, out: Path, timer: Timer) -> M
 
 def raw_engine(sources: Path, tokenizer: Path, out: Path, timer: Timer) -> Measured:
     """``encode_batch_flat`` of fastokens on strings in memory, as the stage sets it up."""
-    from bitlm.data.engine import TextEncoder
+    from bitlm.data.shards.engine import TextEncoder
 
     engine, texts = TextEncoder(tokenizer.read_bytes()), _texts(sources)
     timer.ready()
@@ -99,7 +99,7 @@ def raw_engine(sources: Path, tokenizer: Path, out: Path, timer: Timer) -> Measu
 
 def stage(sources: Path, tokenizer: Path, out: Path, timer: Timer) -> Measured:
     """The tokens stage's units in this process: parquet to shards, every check included."""
-    from bitlm.data import encode
+    from bitlm.data.shards import encode
 
     job, units = _job(sources, out, UNIT_BYTES)
     encode.load_kit(job)
@@ -117,7 +117,7 @@ def stage_workers(sources: Path, tokenizer: Path, out: Path, timer: Timer, count
     """The same units as Ray tasks, on workers that have loaded the tokenizer. ``work`` is the CPU time of the units."""
     import ray
 
-    from bitlm.data import encode
+    from bitlm.data.shards import encode
     from tasks.spread import spread
     from tasks.tokens import encode_unit
 
@@ -157,8 +157,8 @@ CONTENDERS: dict[str, Callable[..., Measured]] = {
 def _job(sources: Path, out: Path, unit_bytes: int) -> tuple[Any, list]:
     """The job and its units, over the artifacts that ``benchmarks/tokens.py`` made beside the sources."""
     from bitlm.artifacts.store import Store
-    from bitlm.data import tokens
-    from bitlm.data.corpus import load_corpus
+    from bitlm.data.shards import units as tokens
+    from bitlm.data.sources.corpus import load_corpus
 
     store = Store(str(sources.parent / "root"))
     corpus, tokenizer = store.newest("corpus", "bench"), store.newest("tokenizer", "bench")

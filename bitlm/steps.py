@@ -7,8 +7,9 @@ from typing import Any
 
 from bitlm.artifacts.record import Record, fingerprint
 from bitlm.config import Head, PipelineConfig
-from bitlm.data import sources, weights
+from bitlm.data.sources import listing as sources
 from bitlm.errors import ConfigError
+from bitlm.model import weights
 
 STAGES = ("corpus", "tokenizer", "tokens", "pretrain", "finetune", "evaluate", "report")
 

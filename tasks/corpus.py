@@ -8,11 +8,13 @@ import ray
 from bitlm import storage
 from bitlm.artifacts.work import Work
 from bitlm.config import CorpusConfig
-from bitlm.data import corpus, docstrings, sources, summaries
-from bitlm.data.corpus import Corpus, Summaries, TextFile
-from bitlm.data.docstrings import Docstring, normalized
-from bitlm.data.sources import DOCSTRINGS
-from bitlm.data.summaries import SPLITS, Contained
+from bitlm.data.sources import corpus, docstrings
+from bitlm.data.sources import listing as sources
+from bitlm.data.sources.corpus import Corpus, Summaries, TextFile
+from bitlm.data.sources.docstrings import Docstring, normalized
+from bitlm.data.sources.listing import DOCSTRINGS
+from bitlm.data.summaries import examples as summaries
+from bitlm.data.summaries.examples import SPLITS, Contained
 from bitlm.errors import SourceError
 from bitlm.steps import Step
 from tasks.run import Run, stage_task

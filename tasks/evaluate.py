@@ -20,9 +20,9 @@ from bitlm import errors, storage
 from bitlm.artifacts.record import Record
 from bitlm.artifacts.work import Work
 from bitlm.config import EvaluateConfig
-from bitlm.data.prompts import encode_prompts
-from bitlm.data.summaries import Example, read_examples
-from bitlm.data.tokenizer import TextTokenizer
+from bitlm.data.shards.tokenizer import TextTokenizer
+from bitlm.data.summaries.examples import Example, read_examples
+from bitlm.data.summaries.prompts import encode_prompts
 from bitlm.errors import ArtifactError, BitLMError, SourceError
 from bitlm.evaluate import rouge
 from bitlm.evaluate.lead import lead

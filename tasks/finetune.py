@@ -6,7 +6,7 @@ from bitlm.artifacts.record import Record
 from bitlm.artifacts.store import Store
 from bitlm.artifacts.work import Work
 from bitlm.config import FinetuneConfig
-from bitlm.data.summaries import read_examples
+from bitlm.data.summaries.examples import read_examples
 from bitlm.errors import ConfigError
 from bitlm.steps import Step
 from tasks.run import Run, stage_task

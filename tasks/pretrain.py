@@ -8,9 +8,9 @@ from bitlm.artifacts.record import Record
 from bitlm.artifacts.store import Store
 from bitlm.artifacts.work import Work
 from bitlm.config import PretrainConfig
-from bitlm.data import weights
-from bitlm.data.tokens import TOKENS_FILE
+from bitlm.data.shards.units import TOKENS_FILE
 from bitlm.errors import ConfigError
+from bitlm.model import weights
 from bitlm.steps import Step
 from tasks.run import Run, stage_task
 from tasks.setups import Start, pretrain_setup

@@ -10,12 +10,12 @@ import torch
 from bitlm.artifacts.record import Record
 from bitlm.artifacts.store import Store
 from bitlm.config import FinetuneConfig, Head, ModelConfig, PretrainConfig, PromptConfig
-from bitlm.data import weights
-from bitlm.data.loader import open_finetune, open_pretrain
-from bitlm.data.tokenizer import INFO_FILE, TOKENIZER_FILE, load_tokenizer
-from bitlm.data.tokens import TOKENS_FILE
-from bitlm.data.unigram import unigram_counts
+from bitlm.data.reading.batches import open_finetune, open_pretrain
+from bitlm.data.reading.unigram import unigram_counts
+from bitlm.data.shards.tokenizer import INFO_FILE, TOKENIZER_FILE, load_tokenizer
+from bitlm.data.shards.units import TOKENS_FILE
 from bitlm.errors import ConfigError
+from bitlm.model import weights
 from bitlm.model.config import BitLMConfig
 from bitlm.model.initialize import take_backbone
 from bitlm.model.model import BitLMForCausalLM

@@ -8,10 +8,11 @@ import pyarrow.parquet as pq
 from bitlm import storage
 from bitlm.artifacts.record import Record
 from bitlm.artifacts.work import Work
-from bitlm.data import corpus, tokenizer
-from bitlm.data.corpus import load_corpus
-from bitlm.data.rows import read_rows
-from bitlm.data.splits import digest, text_split
+from bitlm.data.shards import tokenizer
+from bitlm.data.sources import corpus
+from bitlm.data.sources.corpus import load_corpus
+from bitlm.data.sources.rows import read_rows
+from bitlm.data.sources.splits import digest, text_split
 from bitlm.errors import SourceError
 from bitlm.steps import Step
 from tasks.run import Run, stage_task

@@ -9,12 +9,13 @@ import ray
 from bitlm import storage
 from bitlm.artifacts.publish import threaded
 from bitlm.artifacts.work import Work
-from bitlm.data import encode, tokens
-from bitlm.data.corpus import load_corpus
-from bitlm.data.encode import UnitResult
-from bitlm.data.sources import check_unchanged
-from bitlm.data.tokenizer import INFO_FILE, TokenizerInfo
-from bitlm.data.tokens import SPLITS, TOKENS_FILE, Job, Unit, UnitRecord
+from bitlm.data.shards import encode
+from bitlm.data.shards import units as tokens
+from bitlm.data.shards.encode import UnitResult
+from bitlm.data.shards.tokenizer import INFO_FILE, TokenizerInfo
+from bitlm.data.shards.units import SPLITS, TOKENS_FILE, Job, Unit, UnitRecord
+from bitlm.data.sources.corpus import load_corpus
+from bitlm.data.sources.listing import check_unchanged
 from bitlm.errors import SourceError
 from bitlm.steps import Step
 from tasks.run import Run, stage_task

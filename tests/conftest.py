@@ -1,6 +1,7 @@
 """Shared fixtures. ``samples`` is a folder of small real FineWeb and XSum files; tests skip without it."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,14 @@ def samples() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no sample data at {folder}; set BITLM_SAMPLES to a folder that holds it")
     return folder
+
+
+@pytest.fixture
+def build() -> Callable:
+    """Makes a small model whose every parameter is random."""
+    from small_models import small_model  # torch and transformers take seconds
+
+    return small_model
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

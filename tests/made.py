@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from bitlm import storage
 from bitlm.artifacts import Draft, Record, Store, Work, fingerprint
-from bitlm.data.shards import ShardWriter
+from bitlm.data.shards.format import ShardWriter
 
 FILES = {"a.bin": os.urandom(5000), "deep/er/b.bin": b"hello", "empty": b""}
 

@@ -8,7 +8,7 @@ from made import add_document, draft
 
 from bitlm import storage
 from bitlm.artifacts import Record, Store
-from bitlm.data.shards import ShardWriter
+from bitlm.data.shards.format import ShardWriter
 
 END = 1
 Documents = Sequence[Sequence[int]]  # the ids of each

@@ -11,7 +11,7 @@ from bitlm import storage
 from bitlm.artifacts.record import RECORD_FILE, Record, encode
 from bitlm.artifacts.work import Work
 from bitlm.errors import ArtifactError
-from bitlm.storage_local import durable, remove_partial
+from bitlm.storage.local import durable, remove_partial
 
 THREADS = 8
 Make = Callable[[int], Record]  # version → record

@@ -28,7 +28,7 @@ from bitlm.artifacts.record import (
 )
 from bitlm.artifacts.work import BusyError, Work
 from bitlm.errors import ArtifactError
-from bitlm.storage_requests import told
+from bitlm.storage.requests import told
 
 _ID = re.compile(r"^(?P<stage>[a-z0-9_-]+)/(?P<name>[A-Za-z0-9._-]+?)(?:@v(?P<version>[1-9][0-9]*))?$")
 _FOLDER = re.compile(r"^(?P<name>.+)@v(?P<version>[1-9][0-9]*)$")

@@ -12,7 +12,7 @@ import psutil
 
 from bitlm import storage
 from bitlm.errors import ArtifactError
-from bitlm.storage_requests import told
+from bitlm.storage.requests import told
 
 _held: set[str] = set()  # tokens of this process's work on object stores
 

@@ -1,7 +1,8 @@
 """Configuration of the pipeline: frozen models, presets, overrides."""
 
-from bitlm.config.pipeline import PipelineConfig, configure
-from bitlm.config.presets import PRESETS, Sections
+from bitlm.config.overrides import PipelineConfig, configure
+from bitlm.config.presets import PRESETS
+from bitlm.config.sections import Sections
 from bitlm.config.stages import (
     CorpusConfig,
     DiffusionConfig,

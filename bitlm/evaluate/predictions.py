@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 from bitlm import storage
 from bitlm.artifacts.store import Store
 from bitlm.config import EvaluateConfig
-from bitlm.data.tokenizer import INFO_FILE, TOKENIZER_FILE, TextTokenizer
+from bitlm.data.shards.tokenizer import INFO_FILE, TOKENIZER_FILE, TextTokenizer
 from bitlm.errors import ArtifactError
-from bitlm.model.generation import GenerateOutput
+from bitlm.generation.loop import GenerateOutput
+from bitlm.generation.options import Sampling
 from bitlm.model.model import BitLMForCausalLM
-from bitlm.model.sampling import Sampling
 
 SCHEMA = pa.schema(
     [

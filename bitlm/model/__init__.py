@@ -1,9 +1,9 @@
 """The model: configuration, backbone, heads, generation."""
 
+from bitlm.generation.loop import BlockStep, GenerateOutput, generate, stream_blocks
+from bitlm.generation.options import Sampling
 from bitlm.model.config import BitLMConfig
-from bitlm.model.generation import BlockStep, GenerateOutput, generate, stream_blocks
 from bitlm.model.model import BitLMForCausalLM, BitLMOutput
-from bitlm.model.sampling import Sampling
 
 __all__ = [
     "BitLMConfig",

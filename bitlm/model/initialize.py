@@ -18,10 +18,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import Qwen3Config
 
-from bitlm.data.weights import CONFIG, weight_files
 from bitlm.errors import ConfigError, SourceError
 from bitlm.model.config import BitLMConfig
 from bitlm.model.model import BitLMForCausalLM
+from bitlm.model.weights import CONFIG, weight_files
 
 # What changes a backbone's function without changing any shape.
 SETTINGS = ("rms_norm_eps", "rope_parameters", "hidden_act", "use_sliding_window")

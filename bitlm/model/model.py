@@ -18,10 +18,10 @@ from bitlm.diffusion.loss import bit_loss
 from bitlm.diffusion.noise import Noise, block_noise
 from bitlm.diffusion.process import corrupt
 from bitlm.errors import ArtifactError, ConfigError
+from bitlm.generation.loop import generate, stream_blocks
 from bitlm.model.backbone import initialize_scaled, positions, training_mask
 from bitlm.model.codebook import last_vector
 from bitlm.model.config import BitLMConfig
-from bitlm.model.generation import generate, stream_blocks
 from bitlm.model.head import DiffusionHead, Prepared
 
 

@@ -1,12 +1,13 @@
 """What training asks of its data: pure functions of a position, the same for every rank and every number of ranks.
 
-Batches for training are made in a thread of their own (``bitlm.data.ahead``), so ``train`` and ``validation`` may be at
-work at the same time."""
+Batches for training are made in a thread of their own (``bitlm.data.reading.ahead``), so ``train`` and ``validation``
+may be at work at the same time.
+"""
 
 from collections.abc import Sequence
 from typing import Protocol
 
-from bitlm.train.step import Batch
+from bitlm.model.batch import Batch
 
 
 class Batches(Protocol):

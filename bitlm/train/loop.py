@@ -13,14 +13,15 @@ import torch
 
 from bitlm import storage
 from bitlm.config import TrainConfig
-from bitlm.data.ahead import ahead
+from bitlm.data.reading.ahead import ahead
 from bitlm.errors import ConfigError
+from bitlm.model.batch import Batch
 from bitlm.model.model import BitLMForCausalLM
 from bitlm.train import checkpoint, ranks
 from bitlm.train.batches import Batches
 from bitlm.train.optimizer import learning_rate, make_optimizer, set_learning_rate
-from bitlm.train.sharding import place, reshard, skeleton, whole_weights
-from bitlm.train.step import Batch, train_step
+from bitlm.train.placement import place, reshard, skeleton, whole_weights
+from bitlm.train.step import train_step
 from bitlm.train.validate import validate
 
 FINAL_STEPS = 20  # steps whose mean is the final training loss

@@ -15,7 +15,7 @@ import ablation_judge
 import ablation_tokens
 
 from bitlm.config import TokenizerConfig, configure
-from bitlm.data import tokenizer
+from bitlm.data.shards import tokenizer
 from bitlm.model import BitLMConfig
 
 

@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 from toy_training import metrics, run, run_ranks
 
 from bitlm.config import PRESETS, DiffusionConfig, configure
-from bitlm.data import docstrings
-from bitlm.data.order import Order
+from bitlm.data.reading.order import Order
+from bitlm.data.sources import docstrings
 from bitlm.diffusion.bound import path_noise
 from bitlm.diffusion.noise import block_noise, sample_noise, token_uniform
 from bitlm.model import BitLMForCausalLM

@@ -8,11 +8,11 @@ import pytest
 import ray
 
 from bitlm.artifacts.store import Store
-from bitlm.data import docstrings
-from bitlm.data.corpus import load_corpus
-from bitlm.data.docstrings import Package, normalized
-from bitlm.data.splits import digest
-from bitlm.data.summaries import SPLITS, read_examples
+from bitlm.data.sources import docstrings
+from bitlm.data.sources.corpus import load_corpus
+from bitlm.data.sources.docstrings import Package, normalized
+from bitlm.data.sources.splits import digest
+from bitlm.data.summaries.examples import SPLITS, read_examples
 from bitlm.errors import SourceError
 from tests.tasks.data_stages import digests, run_stages
 

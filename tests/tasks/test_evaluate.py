@@ -18,11 +18,11 @@ from bitlm import storage
 from bitlm.artifacts.record import Draft, Record, fingerprint
 from bitlm.artifacts.store import Store
 from bitlm.config import TokenizerConfig, configure
-from bitlm.data import tokenizer as tokenizers
-from bitlm.data.corpus import Corpus, Summaries, parquet_bytes, write_owned
-from bitlm.data.prompts import encode_prompts
-from bitlm.data.summaries import Example
-from bitlm.data.tokenizer import TextTokenizer
+from bitlm.data.shards import tokenizer as tokenizers
+from bitlm.data.shards.tokenizer import TextTokenizer
+from bitlm.data.sources.corpus import Corpus, Summaries, parquet_bytes, write_owned
+from bitlm.data.summaries.examples import Example
+from bitlm.data.summaries.prompts import encode_prompts
 from bitlm.errors import ArtifactError, SourceError
 from bitlm.evaluate import rouge
 from bitlm.evaluate.predictions import Predictor, batches

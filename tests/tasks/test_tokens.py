@@ -15,13 +15,13 @@ from bitlm import storage
 from bitlm.artifacts.record import Record
 from bitlm.artifacts.store import Store
 from bitlm.config import PretrainConfig
-from bitlm.data import encode
-from bitlm.data import tokens as units
-from bitlm.data.corpus import load_corpus
-from bitlm.data.encode import UnitResult
-from bitlm.data.loader import open_pretrain
-from bitlm.data.shards import Shard
-from bitlm.data.splits import digest, text_split
+from bitlm.data.reading.batches import open_pretrain
+from bitlm.data.shards import encode
+from bitlm.data.shards import units as units
+from bitlm.data.shards.encode import UnitResult
+from bitlm.data.shards.format import Shard
+from bitlm.data.sources.corpus import load_corpus
+from bitlm.data.sources.splits import digest, text_split
 from bitlm.errors import ArtifactError, SourceError
 from tasks import tokens
 from tests.tasks.data_stages import digests, run_stages

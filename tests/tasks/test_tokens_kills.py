@@ -17,10 +17,10 @@ from ray.cluster_utils import Cluster
 
 from bitlm.artifacts.record import RECORD_FILE
 from bitlm.artifacts.store import Store
-from bitlm.data.corpus import load_corpus
-from bitlm.data.encode import encode_unit
-from bitlm.data.tokens import Job, UnitRecord
-from bitlm.data.tokens import plan as plan_units
+from bitlm.data.shards.encode import encode_unit
+from bitlm.data.shards.units import Job, UnitRecord
+from bitlm.data.shards.units import plan as plan_units
+from bitlm.data.sources.corpus import load_corpus
 from bitlm.steps import FORMATS
 from tests.tasks.data_stages import digests, sha256
 
@@ -34,7 +34,7 @@ import json, os, random, signal, sys
 from pathlib import Path
 import ray
 from bitlm import storage
-from bitlm.data import encode
+from bitlm.data.shards import encode
 from tasks import tokens
 from tests.tasks.data_stages import run_stages
 

@@ -12,7 +12,7 @@ from s3 import PASSING, S3, _moto, s3  # noqa: F401
 from bitlm import storage
 from bitlm.artifacts.store import Store
 from bitlm.config import PretrainConfig
-from bitlm.data.loader import open_pretrain
+from bitlm.data.reading.batches import open_pretrain
 from bitlm.errors import SourceError
 from tests.tasks.data_stages import digests, run_stages
 

@@ -19,8 +19,8 @@ from toy_training import ToyBatches, metrics, run, toy_setup, weights
 
 from bitlm.config import PretrainConfig
 from bitlm.errors import ArtifactError, ConfigError
+from bitlm.model.batch import Batch
 from bitlm.train.loop import Setup
-from bitlm.train.step import Batch
 from tasks.pretrain import _check_enough
 from tasks.session import RaySession
 from tasks.training import check_tokenizer, fit

@@ -14,10 +14,10 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
 from bitlm.config import PretrainConfig
+from bitlm.model.batch import Batch
 from bitlm.model.config import BitLMConfig
 from bitlm.model.model import BitLMForCausalLM
 from bitlm.train.loop import Setup, train
-from bitlm.train.step import Batch
 
 LENGTH, ROWS, VALIDATION_ROWS = 16, 24, 7
 

@@ -1,0 +1,120 @@
+"""Batches for training: pure functions of a position in the endless training order, or of an index of the validation
+split. They follow ``bitlm.train.batches.Batches``."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from bitlm.artifacts.record import Record
+from bitlm.artifacts.store import Store
+from bitlm.config import PretrainConfig, PromptConfig
+from bitlm.data.reading.order import Order
+from bitlm.data.reading.sequences import Sequences
+from bitlm.data.reading.shelf import Shelf, open_shelves
+from bitlm.data.shards.tokenizer import TextTokenizer, load_tokenizer
+from bitlm.data.shards.units import TOKENS_FILE
+from bitlm.data.summaries.examples import Example, read_examples
+from bitlm.data.summaries.prompts import collate
+from bitlm.errors import ConfigError
+from bitlm.model.batch import Batch
+
+
+class PretrainBatches:
+    """Sequences of L tokens out of shards. ``bytes_per_token`` is that of the validation text, end tokens counted.
+
+    ``train`` keeps the shards of its window of the order at hand and sees to those of the next. One thread may call it
+    while another calls ``validation``.
+    """
+
+    def __init__(
+        self, train: Shelf, validation: Shelf, length: int, seed: int, window_shards: int,
+        bytes_per_token: float | None = None,
+    ) -> None:  # fmt: skip
+        """Raises ConfigError where no training shard holds a sequence."""
+        self._train, self._validation = Sequences(train, length), Sequences(validation, length)
+        if len(self._train) == 0:
+            raise ConfigError(
+                f"pretrain.sequence_length = {length} is more than any of the {len(train)} training shards holds"
+            )
+        self._order = Order(self._train.per_shard, seed, window_shards)
+        self.bytes_per_token = bytes_per_token
+        self.validation_count = len(self._validation)
+        self.unused_tokens = self._train.unused_tokens
+
+    def train(self, positions: Sequence[int]) -> Batch:
+        """ids [b, L] at positions of the training order."""
+        indices, epochs = self._order(positions)
+        ids = np.empty((len(indices), self._train.length), dtype=np.int64)
+        for here, now, soon in self._order.windows(positions):
+            self._train.shelf.hold(now, soon)
+            if len(here) == len(ids):
+                ids = self._train.ids(indices)
+            else:
+                ids[here] = self._train.ids(indices[here])
+        return Batch(torch.from_numpy(ids), None, None, indices.tolist(), epochs.tolist())
+
+    def validation(self, indices: Sequence[int]) -> Batch:
+        ids = self._validation.ids(indices)
+        return Batch(torch.from_numpy(ids), None, None, list(indices), [0] * len(ids))
+
+    def close(self) -> None:
+        self._train.shelf.close()
+        self._validation.shelf.close()
+
+
+class FinetuneBatches:
+    """Summarization examples, encoded as they are asked for. Loss covers the summaries only: no bytes per token."""
+
+    bytes_per_token = None
+
+    def __init__(
+        self, train: Sequence[Example], validation: Sequence[Example], tokenizer: TextTokenizer, prompt: PromptConfig,
+        block_size: int, seed: int,
+    ) -> None:  # fmt: skip
+        self._train, self._validation = train, validation
+        self._tokenizer, self._prompt, self._block_size = tokenizer, prompt, block_size
+        self._order = Order([len(train)], seed, 1)
+        self.validation_count = len(validation)
+
+    def train(self, positions: Sequence[int]) -> Batch:
+        """ids [b, L], attention_mask [b, L] and loss_blocks [b, N] at positions of the training order."""
+        indices, epochs = self._order(positions)
+        return self._batch(self._train, indices.tolist(), epochs.tolist())
+
+    def validation(self, indices: Sequence[int]) -> Batch:
+        return self._batch(self._validation, list(indices), [0] * len(indices))
+
+    def _batch(self, examples: Sequence[Example], indices: list[int], epochs: list[int]) -> Batch:
+        chosen = [examples[index] for index in indices]
+        return collate(self._tokenizer, chosen, self._prompt, self._block_size, indices, epochs)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def open_pretrain(store: Store, tokens: Record, config: PretrainConfig) -> PretrainBatches:
+    """The batches of a tokens artifact; each shard is verified before it is first read.
+
+    Raises ArtifactError naming the file that is wrong, here or when it is met.
+    """
+    with open(store.checked(tokens, TOKENS_FILE), "rb") as file:
+        found: dict[str, Any] = json.load(file)
+    splits = found["splits"]
+    shelves = open_shelves(store, tokens, splits, found["num_bits"], config.window_shards, config.execution.cache_bytes)
+    counted = splits["validation"]["tokens"] - splits["validation"]["filling"]
+    bytes_per_token = splits["validation"]["text_bytes"] / counted if counted else None
+    return PretrainBatches(
+        shelves["train"], shelves["validation"], config.sequence_length, config.seed, config.window_shards,
+        bytes_per_token,
+    )  # fmt: skip
+
+
+def open_finetune(
+    store: Store, corpus: Record, tokenizer: Record, prompt: PromptConfig, block_size: int, seed: int
+) -> FinetuneBatches:
+    """The batches of a corpus artifact's summarization set, in blocks of ``block_size`` (1 for the LM head)."""
+    train, validation = (list(read_examples(store, corpus, split)) for split in ("train", "validation"))
+    return FinetuneBatches(train, validation, load_tokenizer(store, tokenizer), prompt, block_size, seed)

@@ -1,0 +1,1 @@
+"""Text to packed codes: tokenizer, units of work, and the format of the shards."""

@@ -1,0 +1,158 @@
+"""One unit of the tokens stage: from the text column of its files to packed shards, by columns all the way."""
+
+import hashlib
+import resource
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from bitlm import storage
+from bitlm.artifacts.store import Store
+from bitlm.data.shards.engine import TextEncoder
+from bitlm.data.shards.output import Clock, Documents, Output
+from bitlm.data.shards.tokenizer import INFO_FILE, TOKENIZER_FILE, TokenizerInfo
+from bitlm.data.shards.units import SPLITS, Job, Unit, UnitRecord, complete, record_path
+from bitlm.data.sources.corpus import EXCLUDED_FILE, locate
+from bitlm.data.sources.listing import check_unchanged
+from bitlm.data.sources.rows import derived_id, read_batches
+from bitlm.data.sources.splits import fractions
+from bitlm.data.sources.textbatch import TextBatch
+from bitlm.errors import ArtifactError
+
+MOST_SAMPLED = 64  # texts of a batch
+
+
+@dataclass(frozen=True)
+class UnitResult:
+    """``seconds``: CPU time by phase, None where the unit had been finished before; ``peak_bytes``: the most memory
+    that the process has held so far."""
+
+    record: UnitRecord
+    seconds: dict[str, float] | None
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Kit:
+    """What a worker keeps between units."""
+
+    encoder: TextEncoder
+    info: TokenizerInfo
+    excluded: frozenset[bytes]
+
+
+def encode_unit(unit: Unit, job: Job) -> UnitResult:
+    """Make a unit's shards and its record, or return the record where it is complete already.
+
+    Raises SourceError naming file and row for a source file that is damaged or has changed, ArtifactError for a damaged
+    input artifact, and where the two engines disagree.
+    """
+    clock = Clock()
+    pa.set_memory_pool(pa.system_memory_pool())  # reading takes half the CPU time of that with Arrow's own pool
+    with clock("load"):
+        kit = load_kit(job)
+    made = complete(unit, job, kit.info.sha256)
+    if made is not None:
+        return UnitResult(made, None, _peak())
+    store = Store(job.root)
+
+    def put(path: str, data: bytes) -> None:
+        storage.write_atomic(storage.join(job.out, path), data)
+
+    output = Output(unit.index, kit.info, clock, put)
+    for part in unit.parts:
+        url = locate(store, job.corpus, part)
+        for batch in clock.each("read", read_batches(url, part.format, job.text_column, job.id_column, part.groups)):
+            encode_batch(batch, part.path, kit, job.validation_fraction, output, clock)
+        if not part.etag.startswith("sha256-"):
+            check_unchanged(part)  # what was read is what was listed
+    output.finish()
+    record = UnitRecord(
+        format=job.format, unit=unit, corpus=job.corpus.fingerprint, tokenizer_sha256=kit.info.sha256,
+        documents_in=output.documents_in, shards=output.shards, rejected=output.rejected, written=tuple(output.written),
+    )  # fmt: skip
+    assert record.documents_in == output.documents + sum(record.rejected.values()), unit
+    put(record_path(unit), record.model_dump_json().encode())
+    return UnitResult(record, dict(clock.seconds), _peak())
+
+
+def encode_batch(
+    batch: TextBatch, file: str, kit: Kit, validation_fraction: float, output: Output, clock: Clock
+) -> None:
+    usable = np.ones(len(batch.rows), dtype=bool)
+    usable[list(batch.faults)] = False
+    places = np.flatnonzero(usable)
+    with clock("text"):
+        texts = batch.strings()[places]
+    with clock("hash"):
+        digests = [hashlib.sha256(text.encode()).digest() for text in texts.tolist()]
+        keys = np.frombuffer(b"".join(digests), ">u8").reshape(-1, 4).astype(np.uint64)
+        tested = np.fromiter(map(kit.excluded.__contains__, digests), bool, len(digests))
+    output.documents_in += len(batch.rows)
+    if batch.faults or tested.any():
+        output.reject(batch, places[tested].tolist(), file)
+    validation = fractions(keys[:, 0]) < validation_fraction
+    lengths = np.diff(batch.bounds())
+    for split, chosen in zip(SPLITS, (~tested & ~validation, ~tested & validation), strict=True):
+        some = np.flatnonzero(chosen)
+        if len(some):
+            ids = _ids(batch.ids, places[some], some, digests)
+            documents = Documents(texts[some].tolist(), ids, batch.rows[places[some]], file)
+            _encode_documents(documents, split, keys[some, 3], int(lengths[places[some]].sum()), kit, output, clock)
+
+
+def _encode_documents(
+    documents: Documents, split: str, keys: np.ndarray, text_bytes: int, kit: Kit, output: Output, clock: Clock
+) -> None:
+    with clock("encode"):
+        encoded = kit.encoder.encode(documents.texts)
+    with clock("compare"):
+        due = output.due(split, text_bytes)
+        wrong, compared = kit.encoder.difference(documents.texts, encoded, _sample(keys), due)
+        output.sampled(split, compared)
+    if wrong is not None:
+        raise ArtifactError(
+            f"{documents.file}: fastokens and tokenizers encode document {documents.ids[wrong].as_py()} (row "
+            f"{documents.rows[wrong]}) differently; set tokens.execution.engine=reference, and report the text"
+        )
+    output.add(split, documents, encoded, text_bytes)
+
+
+@lru_cache(maxsize=1)
+def _kit(root: str, corpus: str, tokenizer: str, engine: str) -> Kit:
+    store = Store(root)
+    corpus_record, tokenizer_record = store.load(corpus), store.load(tokenizer)
+    with open(store.checked(tokenizer_record, INFO_FILE), "rb") as file:
+        info = TokenizerInfo.model_validate_json(file.read())
+    with open(store.checked(tokenizer_record, TOKENIZER_FILE), "rb") as file:
+        encoder = TextEncoder(file.read(), engine)
+    digests = pq.read_table(store.checked(corpus_record, EXCLUDED_FILE))["text_sha256"].to_pylist()
+    return Kit(encoder, info, frozenset(map(bytes.fromhex, digests)))
+
+
+def load_kit(job: Job) -> Kit:
+    """The verified tokenizer and the excluded texts; kept for the next unit of the same job. Raises ArtifactError."""
+    return _kit(job.root, job.corpus.id, job.tokenizer.id, job.engine)
+
+
+def _sample(keys: np.ndarray) -> np.ndarray:
+    """Places of the ``MOST_SAMPLED`` least keys (uint64 [n]), in the order of their keys."""
+    least = np.argpartition(keys, MOST_SAMPLED)[:MOST_SAMPLED] if len(keys) > MOST_SAMPLED else np.arange(len(keys))
+    return least[np.argsort(keys[least])]
+
+
+def _ids(ids: pa.StringArray, places: np.ndarray, order: np.ndarray, digests: Sequence[bytes]) -> pa.StringArray:
+    """Ids at some places of a batch; a row without one has it from its text, whose digest is at ``order``."""
+    chosen = ids.take(pa.array(places))
+    if not chosen.null_count:
+        return chosen
+    return pc.coalesce(chosen, pa.array([derived_id(digests[place]) for place in order.tolist()], pa.string()))
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

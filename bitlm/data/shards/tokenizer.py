@@ -1,0 +1,138 @@
+"""The tokenizer artifact: byte-level BPE trained here, or a ready ``tokenizer.json``."""
+
+import hashlib
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from bitlm import storage
+from bitlm.artifacts.record import Record
+from bitlm.artifacts.store import Store
+from bitlm.config import TokenizerConfig
+from bitlm.config.stages import Frozen
+from bitlm.data.shards.engine import without_added_tokens
+from bitlm.data.sources.listing import HUB, hub_commit
+from bitlm.errors import ConfigError, SourceError
+
+TOKENIZER_FILE, INFO_FILE = "tokenizer.json", "tokenizer_info.json"
+PAD_TOKEN = "<|pad|>"
+# Qwen's pre-tokenization: contractions, words with the space before them, digits, punctuation, line breaks, spaces.
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+class TokenizerInfo(Frozen):
+    """``tokenizer_info.json``: V = ``vocab_size`` is the number of ids, B = ``num_bits``."""
+
+    sha256: str
+    vocab_size: int
+    num_bits: int
+    end_id: int
+    pad_id: int
+    end_token: str
+
+
+class TextTokenizer:
+    """Text to ids and back. Text never becomes a control token, whatever strings it holds."""
+
+    def __init__(self, data: bytes, info: TokenizerInfo) -> None:
+        self.info = info
+        self._full = parse(data, TOKENIZER_FILE)
+        self._plain = Tokenizer.from_str(without_added_tokens(data))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "TextTokenizer":
+        """From a local folder that holds ``tokenizer.json`` and ``tokenizer_info.json``."""
+        info = TokenizerInfo.model_validate_json(Path(folder, INFO_FILE).read_bytes())
+        return cls(Path(folder, TOKENIZER_FILE).read_bytes(), info)
+
+    def encode(self, text: str) -> list[int]:
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Ids of each text, without any added token. The caller sets TOKENIZERS_PARALLELISM."""
+        return [encoding.ids for encoding in self._plain.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids; control tokens are left out."""
+        return self._full.decode([int(id) for id in ids], skip_special_tokens=True)
+
+
+def load_tokenizer(store: Store, record: Record) -> TextTokenizer:
+    """The tokenizer of a tokenizer artifact, verified, and kept for the next call. Raises ArtifactError."""
+    folders = {str(Path(store.checked(record, name)).parent) for name in (TOKENIZER_FILE, INFO_FILE)}
+    return _loaded(folders.pop(), record.fingerprint)
+
+
+@lru_cache(maxsize=2)
+def _loaded(folder: str, _fingerprint: str) -> TextTokenizer:
+    return TextTokenizer.load(folder)
+
+
+def parse(data: bytes, name: str) -> Tokenizer:
+    """Raises SourceError naming the file where it is not a tokenizer."""
+    try:
+        return Tokenizer.from_str(data.decode())
+    except Exception as error:  # the library raises plain Exception
+        raise SourceError(f"{name} is not a tokenizer.json ({error})") from error
+
+
+def train(texts: Iterable[str], config: TokenizerConfig) -> bytes:
+    """Byte-level BPE on the texts; the end and pad tokens are ids 0 and 1. The same texts give the same bytes."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])  # fmt: skip
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=[config.end_token, PAD_TOKEN],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer.to_str(pretty=True).encode()
+
+
+def fetch(config: TokenizerConfig) -> bytes:
+    """The bytes of a ready tokenizer. Raises SourceError where it cannot be had."""
+    if not config.source.startswith(HUB):
+        return storage.read_bytes(config.source)
+    repo = config.source.removeprefix(HUB)
+    commit = hub_commit(config.source, config.revision, "tokenizer.revision", "model")
+    try:
+        return Path(hf_hub_download(repo, TOKENIZER_FILE, revision=commit)).read_bytes()
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise SourceError(
+            f"{config.source}: {TOKENIZER_FILE} of commit {commit[:12]} cannot be fetched ({error}): check the "
+            f"network, or set tokenizer.source to the path of a local copy"
+        ) from error
+
+
+def describe(data: bytes, config: TokenizerConfig) -> TokenizerInfo:
+    """Check a tokenizer against its configuration. Raises ConfigError naming the key that does not fit it."""
+    tokenizer = parse(data, storage.redact(config.source))
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    size = max(vocabulary.values()) + 1
+    end_id = vocabulary.get(config.end_token)
+    if end_id is None:
+        source = storage.redact(config.source)
+        raise ConfigError(f"tokenizer.end_token = {config.end_token!r} is not a token of {source}")
+    needed = (size - 1).bit_length()
+    num_bits = config.num_bits or needed
+    if num_bits < needed:
+        raise ConfigError(f"tokenizer.num_bits = {num_bits} is too small for {size} ids: at least {needed} are needed")
+    return TokenizerInfo(
+        sha256=hashlib.sha256(data).hexdigest(),
+        vocab_size=size,
+        num_bits=num_bits,
+        end_id=end_id,
+        pad_id=vocabulary.get(PAD_TOKEN, end_id),
+        end_token=config.end_token,
+    )

@@ -1,0 +1,101 @@
+"""Text out of jsonl files, plain or gzipped."""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from bitlm import storage
+from bitlm.data.sources.textbatch import (
+    BATCH_BYTES,
+    EMPTY_TEXT,
+    INVALID_JSON,
+    INVALID_UNICODE,
+    NO_TEXT,
+    NOT_TEXT,
+    STREAM_BYTES,
+    Fault,
+    TextBatch,
+    damaged,
+)
+
+BATCH_ROWS = 4096
+_GZIP_DAMAGE = (gzip.BadGzipFile, EOFError, zlib.error)
+
+
+def jsonl_objects(url: str) -> Iterator[tuple[int, Any]]:
+    """(row, value) for every line that is not blank; for one that is not JSON the value is the ValueError."""
+    row = -1
+    with (
+        storage.open_read(url, ahead=STREAM_BYTES) as raw,
+        gzip.GzipFile(fileobj=raw) if url.endswith(".gz") else raw as lines,
+    ):
+        try:
+            for row, line in enumerate(lines):
+                if line.strip():
+                    yield row, _parsed(line)
+        except _GZIP_DAMAGE as error:
+            raise damaged(url, row + 1, error) from error
+
+
+def jsonl_batches(url: str, text_column: str, id_column: str | None) -> Iterator[TextBatch]:
+    """The rows of the lines that are not blank. Raises SourceError naming the file and the row for damage."""
+    rows: list[int] = []
+    ids: list[str | None] = []
+    texts: list[bytes | None] = []
+    faults: dict[int, Fault] = {}
+    size = 0
+
+    def batch() -> TextBatch:
+        strings = pa.array(texts, pa.large_binary()).cast(pa.large_string())
+        return TextBatch(np.array(rows, dtype=np.int64), pa.array(ids, pa.string()), strings, faults)
+
+    for row, found in jsonl_objects(url):
+        id = found.get(id_column) if isinstance(found, dict) and id_column is not None else None
+        text = _usable(found, text_column)
+        if isinstance(text, Fault):
+            faults[len(rows)] = text
+        rows.append(row)
+        ids.append(None if id is None else _shown(str(id)))
+        texts.append(None if isinstance(text, Fault) else text)
+        size += len(texts[-1] or b"")
+        if len(rows) == BATCH_ROWS or size >= BATCH_BYTES:
+            yield batch()
+            rows, ids, texts, faults, size = [], [], [], {}, 0
+    if rows:
+        yield batch()
+
+
+def _usable(found: Any, text_column: str) -> bytes | Fault:
+    """The text of a line of jsonl, as UTF-8."""
+    if not isinstance(found, dict):
+        return Fault(INVALID_JSON, None)
+    text = found.get(text_column)
+    if text is None:
+        return Fault(NO_TEXT, None)
+    if not isinstance(text, str):
+        return Fault(NOT_TEXT, json.dumps(text))
+    if not text:
+        return Fault(EMPTY_TEXT, "")
+    try:
+        return text.encode()
+    except UnicodeError:
+        return Fault(INVALID_UNICODE, _shown(text))
+
+
+def _shown(text: str) -> str:
+    """Text with its lone surrogates written out."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except RecursionError:
+        return ValueError("nested too deeply")
+    except ValueError as error:
+        return error

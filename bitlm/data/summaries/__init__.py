@@ -1,0 +1,1 @@
+"""The summarization set: examples, and how they become tokens."""

@@ -1,0 +1,174 @@
+"""The summarization set: documents with one-sentence summaries, in train, validation and test."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from operator import attrgetter
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from bitlm import storage
+from bitlm.artifacts.record import Record
+from bitlm.artifacts.store import Store
+from bitlm.data.sources.corpus import (
+    SUMMARY_SCHEMA,
+    Summaries,
+    TextFile,
+    load_corpus,
+    locate,
+    parquet_bytes,
+    write_owned,
+)
+from bitlm.data.sources.docstrings import english_score, normalized
+from bitlm.data.sources.parquet import open_parquet
+from bitlm.data.sources.splits import digest, fraction
+from bitlm.errors import SourceError
+
+SPLITS = ("train", "validation", "test")
+TEST_FRACTION, VALIDATION_FRACTION = 0.05, 0.03
+SUMMARY_WORDS = range(4, 31)
+DOCUMENT_WORDS = range(20, 401)
+MIN_DOCUMENT_SCORE = 0.15  # share of function words: lists of parameters have fewer
+# A paragraph with one of these is not prose: doctests, directives, fields, underlines, tables, and section titles.
+_NOT_PROSE = re.compile(
+    r"^\s*(?:>>>|\.\. |:\w+|[-=~^*+#]{3,}|@\w+|\||\$ )|"
+    r"^\s*(?:args|arguments|param(?:eter)?s?|returns?|yields?|raises|examples?|notes?|see also|attributes|references|"
+    r"keyword arguments|inputs?|outputs?|usage|warnings?)\b[^a-z]*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+class Example(NamedTuple):
+    document: str
+    summary: str
+    id: str
+
+
+def from_docstrings(texts: Iterable[str]) -> dict[str, list[Example]]:
+    """Body → summary line of the docstrings that have both, by split; of equal bodies the first counts."""
+    found: dict[str, list[Example]] = {split: [] for split in SPLITS}
+    seen = set()
+    for text in texts:
+        pair = summarize(text)
+        if pair is None:
+            continue
+        document, summary = pair
+        key = digest(normalized(document))
+        if key not in seen:
+            seen.add(key)
+            found[document_split(document)].append(Example(document, summary, _derived_id(document)))
+    return found
+
+
+def summarize(docstring: str) -> tuple[str, str] | None:
+    """(document, summary) of a docstring of the form of PEP 257: a summary line, a blank line, a body.
+
+    The document is the prose with which the body begins. None where there is no such form, the summary is not a
+    sentence, or either is too short or too long.
+    """
+    summary, _, rest = docstring.partition("\n")
+    blank, _, body = rest.partition("\n")
+    summary = summary.strip()
+    if blank.strip() or not summary.endswith(".") or len(summary.split()) not in SUMMARY_WORDS:
+        return None
+    paragraphs = []
+    for paragraph in re.split(r"\n\s*\n", body):
+        if _NOT_PROSE.search(paragraph):
+            break
+        paragraphs.append(paragraph)
+    document = "\n\n".join(paragraphs).strip()
+    if len(document.split()) not in DOCUMENT_WORDS or english_score(document) < MIN_DOCUMENT_SCORE:
+        return None
+    return document, summary
+
+
+def document_split(document: str) -> str:
+    """The split of a document by the hash of its text; spacing does not matter."""
+    share = fraction(digest(normalized(document)))
+    if share < TEST_FRACTION:
+        return "test"
+    return "validation" if share < TEST_FRACTION + VALIDATION_FRACTION else "train"
+
+
+class Contained:
+    """Finds texts that hold one of the documents, spacing aside. Documents too short to mean anything are left out.
+
+    Each document is filed under its longest inner word: a text that holds the document holds that word as a whole, so
+    only a few texts are searched.
+    """
+
+    def __init__(self, documents: Iterable[str]) -> None:
+        self._by_word: dict[str, list[str]] = {}
+        for document in documents:
+            words = document.split()
+            if len(words) >= DOCUMENT_WORDS.start:
+                self._by_word.setdefault(max(words[1:-1], key=len), []).append(" ".join(words))
+
+    def __call__(self, text: str) -> bool:
+        words = text.split()
+        candidates = self._by_word.keys() & set(words)
+        if not candidates:
+            return False
+        whole = " ".join(words)
+        return any(document in whole for word in candidates for document in self._by_word[word])
+
+
+def write(examples: list[Example], out: str, split: str) -> TextFile:
+    table = pa.table([list(column) for column in zip(*examples, strict=True)], schema=SUMMARY_SCHEMA)
+    return write_owned(parquet_bytes(table), out, f"summaries/{split}.parquet", ("document", "summary"))
+
+
+def refer(files: list[TextFile], source: str) -> Summaries:
+    """Files by the split that their name, or a folder of theirs, begins with; where no name tells a split other than
+    train, each example's document decides.
+
+    Raises SourceError where some names tell a split and others do not, or one of the splits has no file.
+    """
+    named: dict[str, list[TextFile]] = {split: [] for split in SPLITS}
+    other = []
+    for file in files:
+        parts = reversed(PurePosixPath(file.path).parts)
+        split = next((split for part in parts for split in SPLITS if part.startswith(split)), None)
+        (other if split is None else named[split]).append(file)
+    if not named["validation"] and not named["test"]:
+        return Summaries(train=tuple(files), validation=tuple(files), test=tuple(files), hash_split=True)
+    missing = [split for split in SPLITS if not named[split]]
+    if missing or other:
+        what = f"no file is named {missing[0]}*" if missing else f"{other[0].path} is named after no split"
+        raise SourceError(f"{storage.redact(source)}: {what}; expected train*, validation* and test*.parquet")
+    return Summaries(**{split: tuple(found) for split, found in named.items()}, hash_split=False)
+
+
+def read_examples(store: Store, record: Record, split: str, limit: int | None = None) -> Iterator[Example]:
+    """Examples of a split of a corpus artifact in order, the first ``limit`` if given.
+
+    Raises ArtifactError or SourceError, naming the file, where it is missing, damaged or changed.
+    """
+    described = load_corpus(store, record).summaries
+    return islice(split_examples(described, split, lambda file: locate(store, record, file)), limit)
+
+
+def split_examples(
+    described: Summaries, split: str, where: Callable[[TextFile], str] = attrgetter("url")
+) -> Iterator[Example]:
+    """Rows of a split that have a document and a summary, in order; a row without id gets one derived from its text."""
+    for file in getattr(described, split):
+        with open_parquet(where(file)) as parquet:
+            columns = [name for name in SUMMARY_SCHEMA.names if name in parquet.schema_arrow.names]
+            for batch in parquet.iter_batches(1024, columns=columns):
+                for example in map(_example, batch.to_pylist()):
+                    if example is not None and (not described.hash_split or document_split(example.document) == split):
+                        yield example
+
+
+def _example(row: dict[str, Any]) -> Example | None:
+    document, summary, id = row["document"], row["summary"], row.get("id")
+    if not document or not summary:
+        return None
+    return Example(document, summary, str(id) if id else _derived_id(document))
+
+
+def _derived_id(document: str) -> str:
+    return digest(normalized(document)).hex()[:16]

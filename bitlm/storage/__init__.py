@@ -1,0 +1,52 @@
+"""Files on this machine and in object stores, by URL: read, written whole or not at all, verified, cached."""
+
+from bitlm.storage.files import (
+    copy,
+    difference,
+    download,
+    exists,
+    glob,
+    list_files,
+    list_folders,
+    list_sizes,
+    open_read,
+    pieces,
+    read_bytes,
+    read_if_exists,
+    remove_tree,
+    sha256,
+    size,
+    stat_tag,
+    upload,
+    write_atomic,
+    write_new,
+)
+from bitlm.storage.requests import redact
+from bitlm.storage.urls import filesystem, is_local, join, local_path
+
+__all__ = [
+    "copy",
+    "difference",
+    "download",
+    "exists",
+    "filesystem",
+    "glob",
+    "is_local",
+    "join",
+    "list_files",
+    "list_folders",
+    "list_sizes",
+    "local_path",
+    "open_read",
+    "pieces",
+    "read_bytes",
+    "read_if_exists",
+    "redact",
+    "remove_tree",
+    "sha256",
+    "size",
+    "stat_tag",
+    "upload",
+    "write_atomic",
+    "write_new",
+]

@@ -1,0 +1,220 @@
+"""Files at URLs. What is written appears whole or not at all.
+
+A single request that fails for a passing reason is made again, a few times; a refusal (no such bucket, access denied)
+ends at once as a SourceError that names the URL and the remedy.
+"""
+
+import contextlib
+import glob as local_glob
+import hashlib
+import io
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from bitlm.errors import ArtifactError, SourceError
+from bitlm.storage.local import aside, durable, walk
+from bitlm.storage.reading import RemoteFile
+from bitlm.storage.requests import AbsentError, ask, redact, refused_as_existing, told
+from bitlm.storage.urls import filesystem, is_local, local_path
+
+PIECE = 32 * 2**20  # bytes per ranged read of a remote object
+
+
+def exists(url: str) -> bool:
+    fs, path = filesystem(url)
+    with contextlib.suppress(AbsentError):
+        return bool(ask(url, fs.info, path))
+    return False
+
+
+def size(url: str) -> int:
+    """Bytes of a file. Raises SourceError when there is none."""
+    return stat_tag(url)["bytes"]
+
+
+def stat_tag(url: str) -> dict[str, Any]:
+    """``{"bytes": …, "etag": …}``, cheap to ask for, which changes when the file does."""
+    fs, path = filesystem(url)
+    info = ask(url, fs.info, path)
+    if info["type"] == "directory":
+        raise SourceError(f"{redact(url)} is a folder, not a file")
+    if is_local(url):
+        return {"bytes": info["size"], "etag": f"mtime-{os.stat(path).st_mtime_ns}"}
+    etag = info.get("ETag") or info.get("etag")
+    return {"bytes": info["size"], "etag": etag.strip('"') if etag else fs.ukey(path)}
+
+
+def read_bytes(url: str) -> bytes:
+    fs, path = filesystem(url)
+    return ask(url, fs.cat_file, path)
+
+
+def read_if_exists(url: str) -> bytes | None:
+    with contextlib.suppress(AbsentError):
+        return read_bytes(url)
+    return None
+
+
+def open_read(url: str, ahead: int = 0) -> BinaryIO:
+    """A file to read and seek in; on a remote store each read is a request, made again after a passing fault.
+    ``ahead``: bytes to ask for at a time where it is read in small steps."""
+    fs, path = filesystem(url)
+    if is_local(url):
+        with told(url):
+            return open(path, "rb")
+    file = RemoteFile(url, ask(url, fs.open, path, "rb", cache_type="none"))
+    return io.BufferedReader(file, ahead) if ahead else file
+
+
+def write_atomic(url: str, data: bytes) -> None:
+    """Write a whole file, replacing what was there; readers see the old bytes or the new ones, never a part."""
+    fs, path = filesystem(url)
+    if not is_local(url):
+        ask(url, fs.pipe_file, path, data)
+        return
+    with aside(url, path) as partial:
+        with open(partial, "xb") as file:
+            file.write(data)
+        durable(partial)
+        os.replace(partial, path)
+    durable(os.path.dirname(path))
+
+
+def write_new(url: str, data: bytes) -> bool:
+    """Write a whole file only where there is none yet, else return False. Of several writers at once one wins."""
+    fs, path = filesystem(url)
+    if is_local(url):
+        with aside(url, path) as partial:
+            with open(partial, "xb") as file:
+                file.write(data)
+            durable(partial)
+            try:
+                os.link(partial, path)
+            except FileExistsError:
+                return False
+        durable(os.path.dirname(path))
+        return True
+    # A repeated request may meet the object of its own first try, whose answer was lost: the mark tells them apart.
+    mark = secrets.token_hex(16)
+    options = {"Metadata": {"writer": mark}} if "s3" in fs.protocol else {}
+    try:
+        ask(url, fs.pipe_file, path, data, mode="create", **options)
+    except OSError as error:
+        if not refused_as_existing(error):
+            raise
+        return bool(options) and ask(url, fs.metadata, path).get("writer") == mark
+    return True
+
+
+def list_sizes(url: str) -> dict[str, int]:
+    """Relative POSIX path → bytes of all files below a folder, sorted by path; empty when the folder is absent.
+
+    Local files that are still being written (or were, by a process that died) are left out.
+    """
+    fs, path = filesystem(url)
+    if is_local(url):
+        with told(url):
+            return dict(sorted(walk(path)))
+    found = ask(url, fs.find, path, detail=True)
+    if not found:
+        list_folders(url)  # raises where the bucket itself is missing
+    prefix = path.rstrip("/") + "/"
+    return dict(sorted((name[len(prefix) :], info["size"]) for name, info in found.items() if name.startswith(prefix)))
+
+
+def list_files(url: str) -> list[str]:
+    return list(list_sizes(url))
+
+
+def list_folders(url: str) -> list[str]:
+    """Names of the folders directly below a folder, sorted; empty when it is absent."""
+    fs, path = filesystem(url)
+    with contextlib.suppress(AbsentError):
+        entries = ask(url, fs.ls, path, detail=True)
+        return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory")
+    return []
+
+
+def glob(url: str) -> list[str]:
+    """URLs of the files that match a pattern (``*``, ``?``, ``[…]``, ``**``), sorted; a plain URL matches itself."""
+    fs, path = filesystem(url)
+    if is_local(url):
+        matches = [path] if os.path.isfile(path) else local_glob.glob(path, recursive=True)
+        return sorted(match for match in matches if os.path.isfile(match))
+    found = ask(url, fs.glob, path, detail=True)
+    if not found:
+        list_folders(re.split(r"[*?\[]", url)[0].rpartition("/")[0])  # raises where the bucket itself is missing
+    return sorted(fs.unstrip_protocol(name) for name, info in found.items() if info["type"] == "file")
+
+
+def remove_tree(url: str) -> None:
+    """Remove a file or a folder with all that is below it; nothing happens where there is none."""
+    fs, path = filesystem(url)
+    with contextlib.suppress(AbsentError):
+        ask(url, fs.rm, path, recursive=True)
+
+
+def sha256(url: str) -> tuple[int, str]:
+    """(bytes, hex digest) of a file, read in pieces."""
+    digest = hashlib.sha256()
+    if is_local(url):
+        with told(url), open(local_path(url), "rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+            return file.tell(), digest.hexdigest()
+    total = size(url)
+    for piece in pieces(url, total):
+        digest.update(piece)
+    return total, digest.hexdigest()
+
+
+def pieces(url: str, total: int) -> Iterator[bytes]:
+    """The ``total`` bytes of a remote file, each piece by a request of its own."""
+    fs, path = filesystem(url)
+    for start in range(0, total, PIECE):
+        yield ask(url, fs.cat_file, path, start=start, end=min(start + PIECE, total))
+
+
+def upload(local_file: str, url: str) -> tuple[int, str]:
+    """Put a local file at a URL in one step; returns its (bytes, sha256). SourceError unless all bytes arrived."""
+    sent = sha256(local_file)
+    fs, path = filesystem(url)
+    if is_local(url):
+        with aside(url, path) as partial:
+            shutil.copyfile(local_file, partial)
+            durable(partial)
+            os.replace(partial, path)
+        durable(os.path.dirname(path))
+    else:
+        ask(url, fs.put_file, local_path(local_file), path)
+    if size(url) != sent[0]:
+        raise SourceError(f"{redact(url)}: {size(url)} of {sent[0]} bytes arrived; run again")
+    return sent
+
+
+def download(url: str, local_file: str, *, expect: tuple[int, str] | None = None) -> None:
+    """Fetch a file, aside and then by a rename. Raises ArtifactError unless it has the expected (bytes, sha256)."""
+    fs, path = filesystem(url)
+    target = local_path(local_file)
+    with aside(local_file, target) as partial:
+        ask(url, fs.get_file, path, partial)
+        if expect is not None and (found := sha256(partial)) != expect:
+            raise ArtifactError(f"{redact(url)} {difference(found, expect)}")
+        durable(partial)
+        os.replace(partial, target)
+
+
+def difference(found: tuple[int, str], expected: tuple[int, str]) -> str:
+    """How the (bytes, sha256) of a file differ from the recorded ones, in words."""
+    if found[0] != expected[0]:
+        return f"has {found[0]:,} bytes instead of {expected[0]:,}"
+    return f"is damaged: sha256 {found[1][:12]}… instead of {expected[1][:12]}…"
+
+
+def copy(source: str, target: str) -> None:
+    """Copy one file within a file system (on object stores without moving the bytes through this machine)."""
+    fs, path = filesystem(source)
+    ask(source, fs.cp_file, path, filesystem(target)[1])

@@ -1,0 +1,60 @@
+"""Local files: written aside, made durable, then put in place by one step."""
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+
+from bitlm.storage.requests import told
+
+PARTIAL = ".partial~"  # ends the name of a file that is being written
+
+
+def remove_partial(folder: str) -> None:
+    """Remove what writers that died left below a folder."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            if name.endswith(PARTIAL):
+                os.unlink(os.path.join(parent, name))
+
+
+def durable(path: str) -> None:
+    """Wait until a local file's bytes, or a folder's entries, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def walk(folder: str) -> Iterator[tuple[str, int]]:
+    """(relative POSIX path, bytes) of all files below a folder that are written to their end."""
+
+    def fail(error: OSError) -> None:
+        if not (isinstance(error, FileNotFoundError) and error.filename == folder):
+            raise error
+
+    for parent, folders, names in os.walk(folder, onerror=fail):
+        links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
+        for name in [*names, *links]:
+            path = os.path.join(parent, name)
+            if not name.endswith(PARTIAL):
+                yield os.path.relpath(path, folder).replace(os.sep, "/"), os.lstat(path).st_size
+
+
+@contextlib.contextmanager
+def aside(url: str, path: str) -> Iterator[str]:
+    """A name beside ``path`` to write to first; whatever is still there afterwards is removed."""
+    with told(url):
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+        except FileExistsError as error:
+            raise NotADirectoryError(os.path.dirname(path)) from error
+        partial = os.path.join(
+            os.path.dirname(path), f".{os.path.basename(path)[:200]}.{secrets.token_hex(4)}{PARTIAL}"
+        )
+        try:
+            yield partial
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(partial)

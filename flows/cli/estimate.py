@@ -1,0 +1,103 @@
+"""``bitlm plan tokens``: what the tokens stage would come to, from a measured sample of its source."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from bitlm.artifacts.record import Record
+from bitlm.artifacts.store import Store
+from bitlm.config import PipelineConfig
+from bitlm.data.shards import tokenizer
+from bitlm.data.shards.encode import Kit
+from bitlm.data.shards.engine import TextEncoder
+from bitlm.data.shards.estimate import Estimate, estimate
+from bitlm.data.shards.tokenizer import INFO_FILE, TOKENIZER_FILE, TokenizerInfo
+from bitlm.data.sources import listing as sources
+from bitlm.data.sources.corpus import load_corpus
+from bitlm.data.sources.listing import SourceFile
+from bitlm.steps import Step
+from flows.show import STDOUT
+from tasks.tokens import duration
+
+
+def estimate_tokens(steps: Sequence[Step], config: PipelineConfig, root: str) -> Estimate | str:
+    """The estimate for the tokens step among ``steps``, or why there is none yet."""
+    store = Store(root)
+    step = next(step for step in steps if step.stage == "tokens")
+    corpus, made_tokenizer = (_record(step.inputs[role], store) for role in ("corpus", "tokenizer"))
+    if corpus is None and config.corpus.source == sources.DOCSTRINGS:
+        return "the corpus has not been made: `bitlm run corpus`, then plan again"
+    if made_tokenizer is None and config.tokenizer.source == "train":
+        return "the tokenizer has not been trained: `bitlm run tokenizer --upstream`, then plan again"
+    started = time.process_time()
+    kit = _kit(made_tokenizer, config, store)
+    load_seconds = time.process_time() - started
+    files, text_column, id_column = _files(corpus, step, config, store)
+    return estimate(
+        files, text_column, id_column, config.corpus.validation_fraction, kit, load_seconds,
+        config.tokens.execution.num_workers,
+    )  # fmt: skip
+
+
+def show_estimate(found: Estimate | str) -> None:
+    if isinstance(found, str):
+        STDOUT.print(f"\nno estimate for tokens: {found}", highlight=False, soft_wrap=True)
+        return
+    table = Table(title="tokens, estimated", title_justify="left", show_header=False)
+    rows = {
+        "source": f"{found.files:,} files, {found.source_bytes / 1e9:,.3f} GB",
+        "documents": f"{found.documents:,}",
+        "text": f"{found.text_bytes / 1e9:,.3f} GB",
+        "tokens": f"{found.tokens:,}",
+        "output": f"{found.output_bytes / 1e9:,.3f} GB",
+        "work": f"{found.core_seconds / 3600:,.3g} core-hours",
+        "wall time": f"{duration(found.wall_seconds)} with {found.workers} workers",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    STDOUT.print(table)
+    STDOUT.print(
+        f"measured on {found.sample_documents:,} documents ({found.sample_text_bytes / 1e6:.1f} MB) of "
+        f"{found.sample_files} files; reading over a network is not in it",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def with_estimate(planned: list[dict[str, Any]], found: Estimate | str | None) -> list[dict[str, Any]]:
+    """The plan with the estimate, where there is one, at the tokens step."""
+    told = {"reason": found} if isinstance(found, str) else found and found.as_json()
+    return [step | {"estimate": told} if told and step["step"].startswith("tokens/") else step for step in planned]
+
+
+def _record(made: Step | Record, store: Store) -> Record | None:
+    return made if isinstance(made, Record) else store.find(made.stage, made.name, made.fingerprint)
+
+
+def _kit(record: Record | None, config: PipelineConfig, store: Store) -> Kit:
+    if record is None:
+        data = tokenizer.fetch(config.tokenizer)
+        info = tokenizer.describe(data, config.tokenizer)
+    else:
+        with open(store.checked(record, TOKENIZER_FILE), "rb") as file:
+            data = file.read()
+        with open(store.checked(record, INFO_FILE), "rb") as file:
+            info = TokenizerInfo.model_validate_json(file.read())
+    return Kit(TextEncoder(data, config.tokens.execution.engine), info, frozenset())
+
+
+def _files(
+    corpus: Record | None, step: Step, config: PipelineConfig, store: Store
+) -> tuple[list[SourceFile], str, str | None]:
+    """(files, text column, id column), as the corpus artifact has them, or as the source has them now."""
+    if corpus is None:
+        source = config.corpus
+        files = sources.resolve(source.source, source.subset, step.inputs["corpus"].identity["source_state"])
+        return files, source.text_column, None
+    described = load_corpus(store, corpus)
+    owned = described.kind == "owned"
+    urls = [store.url(corpus.id, file.url) if owned else file.url for file in described.files]
+    files = [file.model_copy(update={"url": url}) for file, url in zip(described.files, urls, strict=True)]
+    return files, described.text_column, described.id_column

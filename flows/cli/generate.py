@@ -1,0 +1,138 @@
+"""``bitlm generate``: continue prompts with a model, block by block as they are realized."""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from bitlm.errors import ConfigError
+
+if TYPE_CHECKING:  # imported where used: torch takes seconds, and every other command does without it
+    from torch import Tensor
+
+    from bitlm.data.shards.tokenizer import TextTokenizer
+    from bitlm.model import BitLMForCausalLM, Sampling
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "max_new_tokens": {"type": int, "default": 64},
+    "num_steps": {"type": int, "help": "K, denoising steps per block (default: 15)"},
+    "guidance_scale": {"type": float, "help": "ω; 1 is no guidance and halves the head calls (default: 9)"},
+    "guidance_form": {"choices": ("prediction", "logit")},
+    "time_grid": {"choices": ("uniform", "shifted")},
+    "time_shift": {"type": float, "help": "of the shifted grid (default: 3)"},
+    "stagger": {"type": float, "help": "0: all slots of a block together (default); 1: one after the other"},
+    "void": {"choices": ("clamp", "nearest"), "help": "what a code of no token becomes"},
+    "commit_threshold": {"type": float, "help": "end a block early once every bit is stable and this certain"},
+    "temperature": {"type": float, "help": "of the LM head; 0 takes the likeliest token (default)"},
+    "seed": {"type": int},
+}
+
+
+def add_generate_parser(commands: Any) -> None:
+    """Add ``generate`` to the commands of ``bitlm``."""
+    parser = commands.add_parser("generate", help="continue a prompt with a model")
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="ID|FOLDER",
+        help="a pretrain or finetune artifact, for example finetune/tiny-diffusion, or a folder of model and tokenizer",
+    )
+    parser.add_argument("--prompt", required=True, action="append", metavar="TEXT", help="may be given several times")
+    parser.add_argument("--root", default="artifacts", metavar="DIR_OR_URL")
+    for name, settings in OPTIONS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", **settings)
+    parser.add_argument("--compile", action="store_true", help="compile the head; slow at first, faster from then on")
+    parser.add_argument("--device", help="as torch names it; by default a GPU where there is one")
+    parser.add_argument("--trace", action="store_true", help="print at which step each bit took its final sign")
+    parser.add_argument("--json", action="store_true", help="generate all prompts in one batch and print JSON")
+    parser.set_defaults(command=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    import torch
+    from transformers.utils import logging
+
+    from bitlm.evaluate.predictions import load_model
+    from bitlm.model import Sampling
+
+    given = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
+    sampling = Sampling(trace=args.trace, compile=args.compile, **given)
+    logging.disable_progress_bar()
+    model, tokenizer = load_model(args.root, args.model)
+    model.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    prompts = [tokenizer.encode(prompt) for prompt in args.prompt]
+    for text, prompt in zip(args.prompt, prompts, strict=True):
+        if not prompt:
+            raise ConfigError(f"--prompt {text!r} is empty: give at least one character")
+    if args.json:
+        print(json.dumps(_batch(model, tokenizer, args.prompt, prompts, sampling), indent=2))
+    else:
+        for number, prompt in enumerate(prompts):
+            print("\n" * (number > 0) + args.prompt[number], end="", flush=True)
+            for piece in _pieces(model, tokenizer, prompt, number, sampling):
+                print(piece, end="", flush=True)
+            print()
+    return 0
+
+
+def _batch(
+    model: "BitLMForCausalLM",
+    tokenizer: "TextTokenizer",
+    texts: Sequence[str],
+    prompts: Sequence[Sequence[int]],
+    sampling: "Sampling",
+) -> list[dict[str, Any]]:
+    from bitlm.diffusion.sampler import commit_steps
+
+    output = model.generate(prompts, sampling=sampling)
+    found = []
+    for row, text in enumerate(texts):
+        answer = {
+            "prompt": text,
+            "text": tokenizer.decode(output.ids[row]).strip(),
+            "tokens": len(output.ids[row]),
+            "ended": output.ended[row],
+            "blocks": output.blocks[row],
+            "head_calls": output.calls[row],
+            "head_calls_saved": output.saved[row],
+        }
+        if sampling.trace:
+            states = output.states[row]
+            answer["commit_steps"] = [commit_steps(block).tolist() for block in states]
+            answer["values"] = [block.double().round(decimals=4).tolist() for block in states]
+        found.append(answer)
+    return found
+
+
+def _pieces(
+    model: "BitLMForCausalLM", tokenizer: "TextTokenizer", prompt: Sequence[int], number: int, sampling: "Sampling"
+) -> Iterator[str]:
+    """What to print for one prompt, block by block; its randomness is that of its number, as in a batch."""
+    ids: list[int] = []
+    shown = 0
+    text = ""
+    for block, step in enumerate(model.stream([prompt], example_ids=[number], sampling=sampling)):
+        ids += step.ids[0]
+        text = tokenizer.decode(ids)
+        if step.states is not None:
+            labels = [repr(tokenizer.decode([token])) for token in step.ids[0]]
+            yield "\n".join(["", f"block {block}, {step.calls[0]} head calls", *trace_lines(step.states[0], labels)])
+        elif not text.endswith("\N{REPLACEMENT CHARACTER}"):  # else a character whose bytes are not all there yet
+            yield text[shown:]
+            shown = len(text)
+    yield f"\n\n{text}" if sampling.trace else text[shown:]
+
+
+def trace_lines(states: "Tensor", labels: Sequence[str]) -> list[str]:
+    """A block's states [S+1, m, B] as a table of tokens by bits, most significant bit first: the step after which each
+    bit kept its sign, "·" where the noise had it. ``labels`` name the tokens; slots behind the end have none."""
+    from bitlm.diffusion.sampler import commit_steps
+
+    rows = commit_steps(states).tolist()
+    B, cell = len(rows[0]), len(str(max(len(states) - 1, len(rows[0]) - 1))) + 1
+    labels = [*labels, *["—"] * (len(rows) - len(labels))]
+    width = max(len(label) for label in ["bit", *labels])
+    lines = [f"  {'bit':<{width}}" + "".join(f"{bit:>{cell}}" for bit in range(B - 1, -1, -1))]
+    for label, steps in zip(labels, rows, strict=True):
+        lines.append(f"  {label:<{width}}" + "".join(f"{step or '·':>{cell}}" for step in steps))
+    return lines

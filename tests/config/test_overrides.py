@@ -1,0 +1,152 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from bitlm.config import PRESETS, PipelineConfig, configure
+from bitlm.config.overrides import keys, validate
+from bitlm.errors import ConfigError
+
+# hidden, layers, q heads, kv heads, head_dim, ffn, tied: Qwen3's published shapes.
+QWEN3 = {
+    "0.6b": (1024, 28, 16, 8, 128, 3072, True),
+    "1.7b": (2048, 28, 16, 8, 128, 6144, True),
+    "4b": (2560, 36, 32, 8, 128, 9728, True),
+    "8b": (4096, 36, 32, 8, 128, 12288, False),
+}
+
+
+@pytest.mark.parametrize("preset", QWEN3)
+def test_scales_have_qwen3_shapes(preset):
+    m = configure(preset).model
+    assert (
+        m.hidden_size,
+        m.num_layers,
+        m.num_heads,
+        m.num_kv_heads,
+        m.head_dim,
+        m.ffn_size,
+        m.tie_embeddings,
+    ) == QWEN3[preset]
+    assert (m.rope_theta, m.rms_norm_eps, m.block_size) == (1e6, 1e-6, 4)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_article_settings_are_the_defaults(preset):
+    config = configure(preset)
+    assert (config.evaluate.num_steps, config.evaluate.guidance_scale) == (15, 9.0)
+    assert (
+        config.pretrain.diffusion.t_mean,
+        config.pretrain.diffusion.t_std,
+        config.pretrain.diffusion.condition_dropout,
+    ) == (0.8, 0.8, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "expected"),
+    [
+        ("pretrain.stepz=3", "pretrain.stepz is unknown; the nearest valid one is pretrain.steps"),
+        (
+            "pretrain.num_workers=2",
+            "pretrain.num_workers is unknown; the nearest valid one is pretrain.execution.num_workers",
+        ),
+        ("block_size=4", "block_size is unknown; the nearest valid one is model.block_size"),
+        ("pretrain.steps=many", 'pretrain.steps = "many": Input should be a valid integer'),
+        ("pretrain.steps=1.5", "pretrain.steps = 1.5: Input should be a valid integer"),
+        ("evaluate.guidance_scale=-1", "evaluate.guidance_scale = -1: Input should be greater than or equal to 0"),
+        ("pretrain.learning_rate=NaN", "pretrain.learning_rate = NaN: Input should be a finite number"),
+        ("model.block_size=3", "model.block_size = 3 does not divide pretrain.sequence_length = 256"),
+        ("tokenizer.num_bits=3", "tokenizer.num_bits = 3 is too small for tokenizer.vocab_size"),
+        ("model.num_kv_heads=4", "model.num_kv_heads = 4 does not divide model.num_heads"),
+        ("model.head.head_dim=100", "model.head.head_dim = 100 does not divide the head's width"),
+        ("model.head.denoiser=direct", "pretrain.diffusion.loss = token needs model.head.denoiser = codebook"),
+        ("model.head.codebook_rank=200", "model.head.codebook_rank = 200 is more than model.hidden_size = 192"),
+        ("pretrain.execution.num_workers=3", "pretrain.execution.num_workers = 3 does not divide pretrain.batch_size"),
+        ("pretrain.steps", "expected stage.key=value"),
+        ("pretrain.steps.x=1", "pretrain.steps"),
+    ],
+)
+def test_mistakes_are_one_line_that_names_the_key(assignment, expected):
+    with pytest.raises(ConfigError) as error:
+        configure("tiny", [assignment])
+    message = str(error.value)
+    assert expected in message
+    assert "\n" not in message
+
+
+def test_a_codebooks_rank_needs_a_codebook():
+    with pytest.raises(ConfigError, match=r"model\.head\.codebook_rank = 8 needs model\.head\.denoiser = codebook"):
+        configure("0.6b", ["model.head.codebook_rank=8"])
+
+
+@pytest.mark.parametrize("preset", ["tiny-article", *QWEN3])
+def test_the_articles_choices_are_those_of_every_preset_but_tiny(preset):
+    config = configure(preset)
+    assert (config.model.head.denoiser, config.model.head.context_path) == ("direct", "norm")
+    assert not config.model.slot_embedding
+    assert config.pretrain.init_from is None
+    assert (config.evaluate.stagger, config.evaluate.guidance_form, config.evaluate.void) == (0, "prediction", "clamp")
+    for stage in (config.pretrain, config.finetune):
+        assert (stage.diffusion.loss, stage.diffusion.slot_noise, stage.optimizer) == ("velocity", 0, "adamw")
+
+
+def test_tiny_and_tiny_article_are_assignments_apart():
+    assignments = ["model.head.denoiser=codebook", "pretrain.init_from=lm", "evaluate.stagger=0.5"]
+    for stage in ("pretrain", "finetune"):
+        levels = ("loss=token", "t_distribution=uniform", "slot_noise=1")
+        assignments += [f"{stage}.diffusion.{setting}" for setting in levels]
+    assert configure("tiny-article", assignments).model_dump(exclude={"preset"}) == configure("tiny").model_dump(
+        exclude={"preset"}
+    )
+
+
+def test_unknown_preset_names_the_nearest():
+    with pytest.raises(ConfigError, match=r"preset 'tinny' is unknown; the nearest valid one is tiny"):
+        configure("tinny")
+
+
+def test_overrides_lie_over_the_preset_wherever_they_come_from():
+    by_assignment = configure("4b", ["pretrain.steps=10", "pretrain.execution.num_workers=4"])
+    by_json = PipelineConfig.model_validate(
+        json.loads('{"preset": "4b", "pretrain": {"steps": 10, "execution": {"num_workers": 4}}}')
+    )
+    assert by_assignment == by_json
+    assert by_json.pretrain.batch_size == PRESETS["4b"]().pretrain.batch_size
+    assert PipelineConfig.model_validate(by_json.model_dump(mode="json")) == by_json
+
+
+def test_execution_never_enters_the_identity():
+    fast = configure(
+        "tiny", ["pretrain.execution.num_workers=2", "tokens.execution.num_workers=2", "corpus.name=other"]
+    )
+    slow = configure("tiny")
+    assert fast != slow
+    for section in ("corpus", "tokens", "pretrain", "evaluate"):
+        assert getattr(fast, section).identity() == getattr(slow, section).identity()
+
+
+def test_diffusion_settings_do_not_concern_the_lm_head():
+    changed, default = configure("tiny", ["pretrain.diffusion.noise_draws=4"]).pretrain, configure("tiny").pretrain
+    assert changed.identity_for("lm") == default.identity_for("lm")
+    assert changed.identity_for("diffusion") != default.identity_for("diffusion")
+
+
+def test_configuration_is_frozen():
+    with pytest.raises(ValidationError):
+        configure("tiny").pretrain.steps = 3
+
+
+@given(st.sampled_from(keys()))
+def test_every_listed_key_can_be_set_to_its_own_value(key):
+    config = configure("tiny").model_dump(mode="json")
+    value = config
+    for part in key.split("."):
+        value = value[part]
+    assert configure("tiny", [f"{key}={json.dumps(value)}"]) == configure("tiny")
+
+
+def test_validate_tells_the_first_mistake_of_json_too():
+    with pytest.raises(ConfigError, match=r"pretrain\.stps is unknown"):
+        validate({"preset": "tiny", "pretrain": {"stps": 1}})

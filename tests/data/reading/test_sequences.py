@@ -1,0 +1,143 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_tokens import counting, make_tokens, stream
+
+from bitlm.artifacts import Record, Store
+from bitlm.data.reading import shelf as module
+from bitlm.data.reading.sequences import Sequences
+from bitlm.data.reading.shelf import Shelf
+from bitlm.errors import ArtifactError
+from bitlm.storage.cache import Copy
+
+SHARDS = counting([100, 3, 64, 31])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Record]:
+    store = Store(str(tmp_path_factory.mktemp("root")))
+    return store, make_tokens(store, SHARDS, num_bits=9)
+
+
+class Library:
+    """Brings the shards of an artifact, and keeps account of those that are out. ``room``: how many may be."""
+
+    def __init__(self, made: tuple[Store, Record], room: int = 100) -> None:
+        self.store, self.record = made
+        self.files = [entry for entry in self.record.files if entry.path.endswith(".arrow")]
+        self.room, self.out, self.brought = room, [], []
+        self.fault: Exception | None = None
+
+    def bring(self, file, wait: bool) -> Copy | None:
+        library, number = self, self.files.index(file)
+        if self.fault is not None:
+            raise self.fault
+        if len(self.out) >= self.room:
+            assert not wait, "would wait for ever"
+            return None
+
+        class Counted(Copy):
+            def release(self) -> None:
+                library.out.remove(number)
+
+        self.out.append(number)
+        self.brought.append(number)
+        return Counted(self.store.checked(self.record, file.path))
+
+    def shelf(self, tokens: list[int] | None = None) -> Shelf:
+        return Shelf(self.files, tokens or [len(stream(documents)) for documents in SHARDS], 9, self.bring)
+
+
+def arrived(shelf: Shelf) -> None:
+    for coming in list(shelf._coming.values()):
+        coming.exception()
+
+
+def test_sequences_are_numbered_through_the_shards(made: tuple[Store, Record]) -> None:
+    library = Library(made)
+    sequences = Sequences(library.shelf(), 16)
+    streams = [stream(documents) for documents in SHARDS]
+    expected = [tokens[i : i + 16] for tokens in streams for i in range(0, len(tokens) - 15, 16)]
+    assert len(sequences) == len(expected)
+    assert sequences.unused_tokens == sum(map(len, streams)) - 16 * len(expected)
+    order = np.random.default_rng(0).permutation(np.arange(len(expected)).repeat(2))
+    ids = sequences.ids(order)
+    assert ids.dtype == np.int64
+    assert ids.tolist() == [expected[i] for i in order]
+    assert sequences.ids([]).shape == (0, 16)
+    assert library.out == []
+    with pytest.raises(AssertionError):
+        sequences.ids([len(expected)])
+
+
+def test_what_is_held_is_opened_once_and_the_rest_is_let_go(made: tuple[Store, Record]) -> None:
+    library = Library(made)
+    shelf = library.shelf()
+    shelf.hold([0, 1], [2])
+    arrived(shelf)
+    assert sorted(library.out) == [0, 1, 2]
+    for _ in range(3):
+        shelf.hold([0, 1], [2])
+        with shelf.shard(0) as shard:
+            assert shard.ids().tolist() == stream(SHARDS[0])
+    with shelf.shard(3):
+        assert sorted(library.out) == [0, 1, 2, 3]
+    assert sorted(library.brought) == [0, 1, 2, 3]
+    shelf.hold([2], [3])
+    arrived(shelf)
+    assert sorted(library.out) == [2, 3]
+    shelf.close()
+    assert library.out == []
+
+
+def test_what_is_needed_now_goes_before_what_comes_next(made: tuple[Store, Record]) -> None:
+    library = Library(made, room=2)
+    shelf = library.shelf()
+    for now, soon in (([0], [1, 2]), ([3, 2], [0, 1]), ([0, 1], [2]), ([1], [2, 3]), ([2, 3], [0])):
+        for _ in range(2):
+            shelf.hold(now, soon)
+            arrived(shelf)
+            assert len(library.out) == 2
+            assert set(now) <= set(library.out) <= {*now, *soon}
+    shelf.close()
+
+
+def test_a_fault_in_the_background_is_raised_at_the_next_call(made: tuple[Store, Record]) -> None:
+    library = Library(made)
+    shelf = library.shelf()
+    shelf.hold([0])
+    library.fault = ArtifactError("s/1 is damaged")
+    shelf.hold([0], [1])
+    arrived(shelf)
+    with pytest.raises(ArtifactError, match="s/1 is damaged"):
+        shelf.hold([0], [1])
+    library.fault = None
+    shelf.hold([1], [])
+    assert library.out == [1]
+    shelf.close()
+
+
+def test_a_shard_of_other_tokens_than_recorded_is_refused(made: tuple[Store, Record]) -> None:
+    library = Library(made)
+    with pytest.raises(ArtifactError, match=r"00001\.arrow holds 8 tokens of 9 bits, its record says 16 of 9"):
+        library.shelf([104, 16, 72, 32]).hold([1])
+    assert library.out == []
+
+
+def test_a_local_shard_is_verified_once(
+    made: tuple[Store, Record], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store, record = made
+    verified, checked = [], Store.checked
+    monkeypatch.setattr(
+        Store, "checked", lambda self, record, path: verified.append(path) or checked(self, record, path)
+    )
+    splits = {"train": {"shards": [{"path": f"shards/train/{n:05d}.arrow", "tokens": len(stream(documents))}
+                                   for n, documents in enumerate(SHARDS)]}, "validation": {"shards": []}}  # fmt: skip
+    shelf = module.open_shelves(store, record, splits, 9, 2, None)["train"]
+    for _ in range(3):
+        for number in range(len(shelf)):
+            shelf.hold([number])
+    assert sorted(verified) == [f"shards/train/{n:05d}.arrow" for n in range(len(SHARDS))]
+    shelf.close()

@@ -1,0 +1,112 @@
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from bitlm.config import TokenizerConfig
+from bitlm.data.shards.tokenizer import INFO_FILE, TOKENIZER_FILE, TextTokenizer, describe, parse, train
+from bitlm.errors import ConfigError, SourceError
+
+TEXTS = ["Return the value of the item, or none of them.", "The item's name: 12 letters at most.\n\n  indented"] * 20
+LITERALS = ["<|endoftext|>", "<think>", "</think>", "<|im_start|>system", "<|pad|>", "a <tool_call> b"]
+
+
+@pytest.fixture(scope="module")
+def trained() -> TextTokenizer:
+    config = TokenizerConfig(vocab_size=300)
+    data = train(TEXTS, config)
+    return TextTokenizer(data, describe(data, config))
+
+
+@pytest.fixture(scope="module")
+def qwen3(samples: Path) -> tuple[TextTokenizer, Tokenizer]:
+    path = samples / "qwen3" / "tokenizer.json"
+    info = describe(path.read_bytes(), TokenizerConfig(source=str(path)))
+    return TextTokenizer(path.read_bytes(), info), Tokenizer.from_file(str(path))
+
+
+def test_training_gives_the_same_bytes_again() -> None:
+    config = TokenizerConfig(vocab_size=300)
+    assert train(TEXTS, config) == train(iter(TEXTS), config)
+
+
+def test_special_tokens_and_size(trained: TextTokenizer) -> None:
+    info = trained.info
+    assert (info.vocab_size, info.num_bits, info.end_id, info.pad_id) == (300, 9, 0, 1)
+    assert trained.encode("Return the value") != []
+    assert len(trained.encode("the value of the")) < len("the value of the") / 2
+
+
+@given(st.text())
+def test_any_text_comes_back(text: str) -> None:
+    config = TokenizerConfig(vocab_size=300)
+    tokenizer = _cached(config)
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert not {tokenizer.info.end_id, tokenizer.info.pad_id} & set(ids)
+
+
+def _cached(config: TokenizerConfig, made: list[TextTokenizer] = []) -> TextTokenizer:  # noqa: B006
+    if not made:
+        data = train(TEXTS, config)
+        made.append(TextTokenizer(data, describe(data, config)))
+    return made[0]
+
+
+@pytest.mark.parametrize("text", LITERALS)
+def test_literal_special_tokens_stay_text(text: str, trained: TextTokenizer) -> None:
+    ids = trained.encode(text)
+    assert trained.decode(ids) == text
+    assert min(ids) >= 2
+
+
+@pytest.mark.parametrize("text", LITERALS)
+def test_literal_special_tokens_stay_text_in_qwen3(text: str, qwen3: tuple[TextTokenizer, Tokenizer]) -> None:
+    tokenizer, reference = qwen3
+    ids = tokenizer.encode(text)
+    assert max(ids) < 151_643, "an added token"
+    assert reference.decode(ids) == text
+    if text != "<|pad|>":
+        assert max(reference.encode(text).ids) >= 151_643, "the text holds no added token"
+
+
+def test_qwen3_ids_equal_the_library_on_real_text(qwen3: tuple[TextTokenizer, Tokenizer], samples: Path) -> None:
+    import pyarrow.parquet as pq
+
+    tokenizer, reference = qwen3
+    texts = pq.read_table(samples / "fineweb" / "first_rows.parquet")["text"].to_pylist()
+    assert tokenizer.encode_batch(texts) == [encoding.ids for encoding in reference.encode_batch(texts)]
+    assert tokenizer.info.model_dump(exclude={"sha256"}) == {
+        "vocab_size": 151_669,
+        "num_bits": 18,
+        "end_id": 151_643,
+        "pad_id": 151_643,
+        "end_token": "<|endoftext|>",
+    }
+
+
+def test_too_few_bits_and_unknown_tokens_name_the_key(trained: TextTokenizer) -> None:
+    config = TokenizerConfig(vocab_size=300)
+    data = train(TEXTS, config)
+    with pytest.raises(ConfigError, match=r"tokenizer\.num_bits = 8 is too small for 300 ids: at least 9"):
+        describe(data, TokenizerConfig(source="x.json", num_bits=8))
+    assert describe(data, TokenizerConfig(source="x.json", num_bits=12)).num_bits == 12
+    with pytest.raises(ConfigError, match=r"tokenizer\.end_token = '<end>' is not a token of x\.json"):
+        describe(data, TokenizerConfig(source="x.json", end_token="<end>"))
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"\xff\xfe", json.dumps({"model": 3}).encode()])
+def test_what_is_no_tokenizer_is_refused(data: bytes) -> None:
+    with pytest.raises(SourceError, match=r"x\.json is not a tokenizer\.json"):
+        parse(data, "x.json")
+
+
+def test_a_folder_loads_as_what_was_written(trained: TextTokenizer, tmp_path: Path) -> None:
+    (tmp_path / TOKENIZER_FILE).write_bytes(train(TEXTS, TokenizerConfig(vocab_size=300)))
+    (tmp_path / INFO_FILE).write_text(trained.info.model_dump_json())
+    loaded = TextTokenizer.load(tmp_path)
+    assert loaded.info == trained.info
+    assert loaded.encode_batch(TEXTS) == trained.encode_batch(TEXTS)

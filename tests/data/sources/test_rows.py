@@ -1,0 +1,149 @@
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bitlm.data.sources import parquet
+from bitlm.data.sources.rows import Row, read_batches, read_rows
+from bitlm.errors import SourceError
+
+
+def rows(path: Path, id_column: str | None = None, groups: range | None = None) -> list[Row]:
+    kind = "parquet" if path.suffix == ".parquet" else "jsonl"
+    return [row for batch in read_rows(str(path), kind, "text", id_column, groups) for row in batch]
+
+
+def invalid_utf8() -> pa.Array:
+    """A string column whose second value is not UTF-8, as careless writers make them."""
+    values = [b"fine", b"bad \xff\xfe", None, b"", "naïve 𝕏".encode()]
+    return pa.Array.from_buffers(pa.string(), 5, pa.array(values, pa.binary()).buffers())
+
+
+KINDS = [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_text_columns_of_any_kind(tmp_path: Path, kind: pa.DataType) -> None:
+    table = pa.table({"text": pa.array(["one", None, "", "naïve"]).cast(kind), "id": pa.array([7, None, 8, 9])})
+    pq.write_table(table, tmp_path / "t.parquet", store_schema=True)
+    assert rows(tmp_path / "t.parquet", "id") == [
+        Row(0, "7", "one", None), Row(1, None, None, "no_text"), Row(2, "8", "", "empty_text"),
+        Row(3, "9", "naïve", None),
+    ]  # fmt: skip
+
+
+def test_one_value_that_is_not_utf8_spoils_no_other(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": invalid_utf8()}), tmp_path / "t.parquet")
+    found = rows(tmp_path / "t.parquet")
+    assert [row.reason for row in found] == [None, "invalid_unicode", "no_text", "empty_text", None]
+    assert found[1].text == "bad \\xff\\xfe"
+    assert found[4].text == "naïve 𝕏"
+
+
+def test_row_numbers_are_those_of_the_file(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": [str(i) for i in range(1000)]}), tmp_path / "t.parquet", row_group_size=300)
+    found = rows(tmp_path / "t.parquet", groups=range(1, 3))
+    assert [row.row for row in found] == list(range(300, 900))
+    assert [row.text for row in found] == [str(i) for i in range(300, 900)]
+
+
+LINES = [
+    b'{"text": "one", "id": "a"}', b"not json", b"", b'["a list"]', b'{"id": "c"}', b'{"text": 5}', b'{"text": ""}',
+    b'{"text": "lone \\ud800"}', b'{"text": "bad \xff"}', b'{"text": "last", "id": 3}',
+]  # fmt: skip
+EXPECTED = [
+    Row(0, "a", "one", None), Row(1, None, None, "invalid_json"), Row(3, None, None, "invalid_json"),
+    Row(4, "c", None, "no_text"), Row(5, None, "5", "not_text"), Row(6, None, "", "empty_text"),
+    Row(7, None, "lone \\ud800", "invalid_unicode"), Row(8, None, None, "invalid_json"), Row(9, "3", "last", None),
+]  # fmt: skip
+
+
+def test_jsonl_plain_and_gzipped(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_bytes(b"\n".join(LINES))
+    (tmp_path / "t.jsonl.gz").write_bytes(gzip.compress(b"\n".join(LINES)))
+    assert rows(tmp_path / "t.jsonl", "id") == EXPECTED
+    assert rows(tmp_path / "t.jsonl.gz", "id") == EXPECTED
+
+
+def test_truncated_gzip_stops_with_file_and_row(tmp_path: Path) -> None:
+    whole = gzip.compress("\n".join(json.dumps({"text": str(i) * 50}) for i in range(5000)).encode(), compresslevel=0)
+    (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SourceError, match=r"cut\.jsonl\.gz is damaged at row [1-9]\d+"):
+        rows(tmp_path / "cut.jsonl.gz")
+
+
+def test_truncated_parquet_stops_with_the_file(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["x" * 100] * 100}), tmp_path / "t.parquet")
+    (tmp_path / "t.parquet").write_bytes((tmp_path / "t.parquet").read_bytes()[:-20])
+    with pytest.raises(SourceError, match=r"t\.parquet is damaged"):
+        rows(tmp_path / "t.parquet")
+
+
+def test_damaged_row_group_stops_with_file_and_row(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    table = pa.table({"text": [f"{i * 7919:x}" * 30 for i in range(400)]})
+    pq.write_table(table, path, row_group_size=200, compression="zstd", use_dictionary=False)
+    start = pq.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
+    data = bytearray(path.read_bytes())
+    data[start : start + 400] = bytes(400)
+    path.write_bytes(data)
+    assert len(rows(path, groups=range(1))) == 200
+    with pytest.raises(SourceError, match=r"t\.parquet is damaged at row 200"):
+        rows(path, groups=range(1, 2))
+
+
+def test_real_rows_with_null_ids(samples: Path) -> None:
+    found = rows(samples / "fineweb" / "first_rows.parquet", "id")
+    assert len(found) == 300
+    assert {row.id for row in found} == {None}
+    assert all(row.text and row.reason is None for row in found)
+
+
+@pytest.mark.parametrize("fetch", [1, 2000, 10**9])
+@pytest.mark.parametrize("batch", [1, 700, 10**9])
+def test_bundles_streams_and_cuts_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fetch: int, batch: int
+) -> None:
+    texts = [None if i % 11 == 0 else "ä" * (i % 90) for i in range(300)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "t.parquet", row_group_size=37, use_dictionary=False)
+    want = rows(tmp_path / "t.parquet")
+    monkeypatch.setattr(parquet, "FETCH_BYTES", fetch)
+    monkeypatch.setattr(parquet, "BATCH_BYTES", batch)
+    assert rows(tmp_path / "t.parquet") == want
+    assert [row.text for row in want if row.reason is None] == [text for text in texts if text]
+    batches = list(read_batches(str(tmp_path / "t.parquet"), "parquet", "text", None))
+    assert all(len(found.rows) == 1 or np.ptp(found.bounds()) <= 2 * batch for found in batches)
+
+
+def test_a_huge_row_group_is_not_held_in_memory(tmp_path: Path) -> None:
+    """64 MB of text in one row group, in a process of its own; read at once it would take as much and more."""
+    noise = np.random.default_rng(0).integers(97, 123, 64 * 2**20, dtype=np.uint8).tobytes().decode()
+    texts = [noise[i : i + 8192] for i in range(0, len(noise), 8192)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "t.parquet")
+    code = f"""
+import resource
+from bitlm.data.sources import parquet
+parquet.FETCH_BYTES, parquet.BATCH_BYTES = 2**20, 2**20
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+count = sum(len(batch.rows) for batch in parquet.parquet_batches({str(tmp_path / "t.parquet")!r}, "text", None, None))
+print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    count, kilobytes = map(int, done.stdout.split())
+    assert count == 8192
+    assert kilobytes < 40_000
+
+
+def test_ids_that_are_numbers_or_not_utf8(tmp_path: Path) -> None:
+    for ids, want in (([7, None, 9], ["7", None, "9"]), ([1.5, 2.0, None], ["1.5", "2.0", None])):
+        pq.write_table(pa.table({"text": ["a", "b", "c"], "id": ids}), tmp_path / "t.parquet")
+        assert [row.id for row in rows(tmp_path / "t.parquet", "id")] == want
+    bad = pa.Array.from_buffers(pa.string(), 3, pa.array([b"x", b"\xff", None], pa.binary()).buffers())
+    pq.write_table(pa.table({"text": ["a", "b", "c"], "id": bad}), tmp_path / "t.parquet")
+    assert [row.id for row in rows(tmp_path / "t.parquet", "id")] == ["x", "\\xff", None]

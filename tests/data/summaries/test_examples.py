@@ -1,0 +1,144 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import event, given
+from hypothesis import strategies as st
+
+from bitlm.data.sources.corpus import Summaries, TextFile, inspect
+from bitlm.data.sources.listing import SourceFile
+from bitlm.data.summaries.examples import (
+    SPLITS,
+    Contained,
+    document_split,
+    from_docstrings,
+    refer,
+    split_examples,
+    summarize,
+)
+from bitlm.errors import SourceError
+
+BODY = (
+    "The value is taken from the first of the sources that has one, in the order in which they were given to the\n"
+    "constructor; it is an error if none of them does."
+)
+
+
+def file(path: str) -> TextFile:
+    return TextFile(url=path, path=path, format="parquet", bytes=1, etag="x", columns={})
+
+
+def test_body_and_summary_line() -> None:
+    assert summarize(f"Return the value of a key.\n\n{BODY}") == (BODY, "Return the value of a key.")
+    more = "A second paragraph of the body, which is prose as well and so belongs to it."
+    sections = "Parameters\n----------\nkey : str\n    The name of the key."
+    assert summarize(f"Return the value of a key.\n\n{BODY}\n\n{more}\n\n{sections}") == (
+        f"{BODY}\n\n{more}",
+        "Return the value of a key.",
+    )
+
+
+@pytest.mark.parametrize(
+    "docstring",
+    [
+        "Return the value of a key.",
+        f"Return the value of a key\n\n{BODY}",
+        f"Return the value of a key.\n{BODY}",
+        f"Value.\n\n{BODY}",
+        "Return the value of a key.\n\nOnly a few words of body.",
+        f"Return the value of a key.\n\nArgs:\n    {BODY}",
+        f"Return the value of a key.\n\n>>> get('x')\n{BODY}",
+        "Return the value of a key.\n\n" + "word " * 30,
+    ],
+)
+def test_what_is_no_example(docstring: str) -> None:
+    assert summarize(docstring) is None
+
+
+GAPS = st.lists(st.sampled_from([" ", "\n", " \n  "]))
+
+
+@given(st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=8), GAPS)
+def test_spacing_does_not_move_a_document(words: list[str], gaps: list[str]) -> None:
+    spaced = "".join(word + (gaps[i] if i < len(gaps) else "\t") for i, word in enumerate(words))
+    assert document_split(spaced) == document_split(" ".join(words))
+
+
+def test_equal_bodies_count_once_and_every_split_gets_its_share() -> None:
+    texts = [f"Return the value of a key.\n\nThing {i} of them. {BODY}" for i in range(2000)]
+    found = from_docstrings([*texts, *(text.replace("Return", "Give") for text in texts)])
+    assert sum(map(len, found.values())) == 2000
+    assert 60 < len(found["test"]) < 140
+    assert 30 < len(found["validation"]) < 95
+    assert all(document_split(example.document) == split for split in SPLITS for example in found[split])
+    ids = [example.id for split in SPLITS for example in found[split]]
+    assert len(set(ids)) == 2000
+
+
+WORDS = st.sampled_from(["a", "of", "value", "longest", "thing,"])
+DOCUMENTS = st.lists(st.lists(WORDS, min_size=18, max_size=23), min_size=1, max_size=4)
+
+
+@given(DOCUMENTS, st.lists(WORDS, max_size=3), st.integers(0, 3), st.integers(0, 25), st.sampled_from(["", "x", "x "]))
+def test_containment_equals_plain_search(
+    documents: list[list[str]], around: list[str], pick: int, changed: int, glue: str
+) -> None:
+    inside = list(documents[pick % len(documents)])
+    if changed < len(inside):
+        inside[changed] = "other"
+    text = " ".join(around) + glue + "\n  ".join(inside) + glue + " ".join(around)
+    whole = " ".join(text.split())
+    long_enough = [" ".join(document) for document in documents if len(document) >= 20]
+    found = Contained(" ".join(document) for document in documents)(text)
+    event(f"contained: {found}")
+    assert found == any(document in whole for document in long_enough)
+
+
+@pytest.mark.parametrize("edge", [0, -1])
+def test_containment_of_a_document_with_its_longest_word_at_an_edge(edge: int) -> None:
+    words = ["of", "the", "value"] * 8
+    words[edge] = "unmistakable"
+    assert Contained([" ".join(words)])(f"See ({' '.join(words)}).")
+
+
+def test_files_are_told_apart_by_name_or_folder() -> None:
+    names = ["train-0.parquet", "x/test/0.parquet", "validation_like.parquet", "train-1.parquet"]
+    named = refer([file(name) for name in names], "somewhere")
+    assert not named.hash_split
+    assert [[f.path for f in getattr(named, split)] for split in SPLITS] == [
+        ["train-0.parquet", "train-1.parquet"],
+        ["validation_like.parquet"],
+        ["x/test/0.parquet"],
+    ]
+
+
+def test_one_set_without_names_is_split_by_document() -> None:
+    for name in ("all.parquet", "train.parquet"):
+        assert refer([file(name)], "somewhere").hash_split
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [(["train.parquet", "test.parquet"], r"no file is named validation\*"),
+     (["train.parquet", "test.parquet", "validation.parquet", "more.parquet"], "more.parquet is named after no split")],
+)  # fmt: skip
+def test_a_missing_split_or_an_odd_file_is_an_error(names: list[str], told: str) -> None:
+    with pytest.raises(SourceError, match=told):
+        refer([file(name) for name in names], "somewhere")
+
+
+def test_real_xsum_rows(samples: Path) -> None:
+    files = []
+    for name in ("train", "test", "validation_like"):
+        path = samples / "xsum" / f"{name}.parquet"
+        listed = SourceFile(url=str(path), path=path.name, format="parquet", bytes=path.stat().st_size, etag="x")
+        files.append(inspect(listed, ("document", "summary")))
+    described = refer(files, "xsum")
+    counts = {split: len(list(split_examples(described, split))) for split in SPLITS}
+    assert counts == {"train": 1000, "validation": 210, "test": 906}
+    assert all(example.id for split in SPLITS for example in split_examples(described, split))
+    hashed = Summaries(train=described.train, validation=described.train, test=described.train, hash_split=True)
+    parts = {split: {e.document for e in split_examples(hashed, split)} for split in SPLITS}
+    assert set.union(*parts.values()) == {e.document for e in split_examples(described, "train")}
+    assert not parts["test"] & (parts["train"] | parts["validation"])
+    with pytest.raises(SourceError, match=r"train\.parquet has no column 'body'"):
+        inspect(files[0], ("document", "body"))

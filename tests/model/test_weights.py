@@ -1,0 +1,87 @@
+import json
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi
+
+from bitlm.errors import SourceError
+from bitlm.model import weights
+
+COMMIT = "c" * 40
+
+
+def checkpoint(folder: Path, content: bytes = b"weights") -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("named", "kind"),
+    [
+        ("lm", "lm"),
+        ("pretrain/tiny-lm", "artifact"),
+        ("pretrain/0.6b-diffusion@v12", "artifact"),
+        ("hub:Qwen/Qwen3-0.6B", "hub"),
+        ("/models/qwen3", "folder"),
+        ("./pretrain/mine", "folder"),
+        ("pretrain/mine/deeper", "folder"),
+        ("finetune/tiny-lm@v1", "folder"),
+    ],
+)
+def test_what_a_value_names(named: str, kind: str) -> None:
+    assert weights.kind(named) == kind
+
+
+def test_the_state_of_a_folder_is_what_it_holds_not_where(tmp_path: Path) -> None:
+    here, there = checkpoint(tmp_path / "here"), checkpoint(tmp_path / "there" / "deep")
+    (there / "README.md").write_text("no part of it")
+    state = weights.outside_state(str(here))
+    assert state == weights.outside_state(str(there))
+    assert json.loads(json.dumps(state)) == state
+    assert weights.fetch(str(there), state) == there
+    (there / "model.safetensors").write_bytes(b"Weights")
+    assert weights.outside_state(str(there)) != state
+    with pytest.raises(SourceError, match="has changed since this run began"):
+        weights.fetch(str(there), state)
+
+
+def test_every_file_of_an_index_counts(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "parts")
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}})
+    )
+    (folder / "1.safetensors").write_bytes(b"1")
+    with pytest.raises(SourceError, match=r"2\.safetensors is missing"):
+        weights.outside_state(str(folder))
+    (folder / "2.safetensors").write_bytes(b"2")
+    assert set(weights.outside_state(str(folder))["files"]) == {"config.json", "1.safetensors", "2.safetensors"}
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"absent/config\.json is missing; expected a checkpoint"):
+        weights.outside_state(str(tmp_path / "absent"))
+
+
+def test_a_hub_checkpoint_is_its_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(HfApi, "repo_info", lambda *_, **__: pytest.fail("asked the Hub"))
+    state = weights.outside_state(f"hub:some/model@{COMMIT}")
+    assert state == {"kind": "hub", "repo": "some/model", "revision": COMMIT}
+    asked = []
+
+    def download(repo: str, *, revision: str, allow_patterns: list[str]) -> str:
+        asked.append((repo, revision))
+        assert not [pattern for pattern in allow_patterns if "bin" in pattern or pattern == "*"]
+        return str(tmp_path)
+
+    monkeypatch.setattr(weights, "snapshot_download", download)
+    assert weights.fetch("hub:some/model", state) == tmp_path
+    assert asked == [("some/model", COMMIT)]
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(weights, "snapshot_download", unreachable)
+    with pytest.raises(SourceError, match=r"hub:some/model: commit cccccccccccc cannot be fetched \(no route\)"):
+        weights.fetch("hub:some/model", state)
