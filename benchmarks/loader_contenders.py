@@ -91,7 +91,7 @@ class Shards:
         self._batches = open_pretrain(store, record, PretrainConfig(sequence_length=length, seed=1))
         self._count = sum(shard.tokens // length for shard in self._shards)
         self._sequences = self._batches._train
-        self._sequences.shelf.hold(range(len(paths)))
+        self._sequences.shards.keep(range(len(paths)))
 
     def rows(self, indices: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(self._sequences.ids(indices))

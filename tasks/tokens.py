@@ -7,7 +7,7 @@ from typing import Any
 import ray
 
 from bitlm import storage
-from bitlm.artifacts.publish import threaded
+from bitlm.artifacts.publish import map_in_threads
 from bitlm.artifacts.work import Work
 from bitlm.data.shards import encode
 from bitlm.data.shards import units as tokens
@@ -37,7 +37,7 @@ def build(step: Step, run: Run, work: Work) -> dict[str, Any]:
         info = TokenizerInfo.model_validate_json(file.read())
     corpus = load_corpus(run.store, corpus_record)
     if corpus.kind == "reference":
-        threaded(check_unchanged, corpus.files)
+        map_in_threads(check_unchanged, corpus.files)
     job = Job(
         root=run.store.root, out=work.out, format=step.format, corpus=corpus_record, tokenizer=tokenizer_record,
         text_column=corpus.text_column, id_column=corpus.id_column, validation_fraction=corpus.validation_fraction,

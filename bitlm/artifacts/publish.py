@@ -11,7 +11,7 @@ from bitlm import storage
 from bitlm.artifacts.record import RECORD_FILE, Record, encode
 from bitlm.artifacts.work import Work
 from bitlm.errors import ArtifactError
-from bitlm.storage.local import durable, remove_partial
+from bitlm.storage.local import fsync, remove_partial
 
 THREADS = 8
 Make = Callable[[int], Record]  # version → record
@@ -19,7 +19,7 @@ _A = TypeVar("_A")
 _B = TypeVar("_B")
 
 
-def threaded(work: Callable[[_A], _B], items: Iterable[_A]) -> list[_B]:
+def map_in_threads(work: Callable[[_A], _B], items: Iterable[_A]) -> list[_B]:
     """``work`` on each item, a few at once: storage requests and hashing leave the interpreter free."""
     with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(work, items))
@@ -34,8 +34,8 @@ def prepare(out: str) -> None:
             if os.path.islink(path):
                 raise ArtifactError(f"{path} is a link; an artifact holds files only")
         for name in names:
-            durable(os.path.join(parent, name))
-        durable(parent)
+            fsync(os.path.join(parent, name))
+        fsync(parent)
 
 
 def local(root: str, key: str, work: Work, first: int, make: Make) -> Record:
@@ -53,7 +53,7 @@ def local(root: str, key: str, work: Work, first: int, make: Make) -> Record:
                 raise
             version += 1
         else:
-            durable(os.path.dirname(target))
+            fsync(os.path.dirname(target))
             return record
 
 
@@ -78,7 +78,7 @@ def _copy(work: Work, target: str, record: Record) -> bool:
     """Whether the version was still free at the end. Nothing stays below ``target`` when a fault ends it."""
     try:
         paths = [entry.path for entry in record.files]
-        threaded(lambda path: storage.copy(storage.join(work.out, path), storage.join(target, path)), paths)
+        map_in_threads(lambda path: storage.copy(storage.join(work.out, path), storage.join(target, path)), paths)
         if storage.list_sizes(target) != {entry.path: entry.bytes for entry in record.files}:
             raise ArtifactError(f"{record.id}: the copy to {storage.redact(target)} is not complete; run again")
         work.check()

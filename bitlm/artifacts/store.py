@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from bitlm import storage
 from bitlm.artifacts import publish
-from bitlm.artifacts.publish import threaded
+from bitlm.artifacts.publish import map_in_threads
 from bitlm.artifacts.record import (
     RECORD_FILE,
     SCHEMA_VERSION,
@@ -28,7 +28,7 @@ from bitlm.artifacts.record import (
 )
 from bitlm.artifacts.work import BusyError, Work
 from bitlm.errors import ArtifactError
-from bitlm.storage.requests import told
+from bitlm.storage.requests import translate_errors
 
 _ID = re.compile(r"^(?P<stage>[a-z0-9_-]+)/(?P<name>[A-Za-z0-9._-]+?)(?:@v(?P<version>[1-9][0-9]*))?$")
 _FOLDER = re.compile(r"^(?P<name>.+)@v(?P<version>[1-9][0-9]*)$")
@@ -56,7 +56,7 @@ class Store:
 
     def records(self, stage: str | None = None, name: str | None = None) -> list[Record]:
         """Records of the complete artifacts, sorted by stage, name, version. A damaged record raises ArtifactError."""
-        return [record for record in threaded(self._read, self.ids(stage, name)) if record is not None]
+        return [record for record in map_in_threads(self._read, self.ids(stage, name)) if record is not None]
 
     def load(self, artifact_id: str) -> Record:
         """``stage/name@vN``, or ``stage/name`` for the newest. An unknown id raises ArtifactError with near ones."""
@@ -103,10 +103,10 @@ class Store:
             if path not in recorded:
                 raise ArtifactError(f"{record.id}: {path} does not belong to it; remove the file")
             if sizes[path] != recorded[path].bytes:
-                wrong = storage.difference((sizes[path], ""), (recorded[path].bytes, ""))
+                wrong = storage.describe_mismatch((sizes[path], ""), (recorded[path].bytes, ""))
                 raise ArtifactError(f"{record.id}: {path} {wrong}")
         if contents:
-            threaded(lambda entry: self._verify_file(record, entry, self.url(record.id, entry.path)), record.files)
+            map_in_threads(lambda entry: self._verify_file(record, entry), record.files)
 
     def checked(self, record: Record, path: str) -> str:
         """A local path of one verified file; a remote one is fetched into a cache (BITLM_CACHE, or ~/.cache/bitlm).
@@ -115,7 +115,7 @@ class Store:
         """
         entry, url = record.file(path), self.url(record.id, path)
         if storage.is_local(url):
-            self._verify_file(record, entry, url)
+            self._verify_file(record, entry)
             return url
         cached = os.path.join(cache_folder(record), *path.split("/"))
         if not (os.path.isfile(cached) and storage.sha256(cached) == (entry.bytes, entry.sha256)):
@@ -127,7 +127,7 @@ class Store:
         paths = [entry.path for entry in record.files if entry.path.startswith(prefix.rstrip("/") + "/")]
         if not paths:
             raise ArtifactError(f"{record.id} has no folder {prefix}")
-        first = threaded(lambda path: self.checked(record, path), paths)[0]
+        first = map_in_threads(lambda path: self.checked(record, path), paths)[0]
         return first[: len(first) - len(paths[0])] + prefix.rstrip("/")
 
     def begin(self, stage: str, name: str, fingerprint: str) -> Work:
@@ -161,11 +161,11 @@ class Store:
         paths = [path for path in storage.list_files(work.out) if path != RECORD_FILE]
         if not paths:
             raise ArtifactError(f"{draft.stage}/{draft.name}: nothing was written to {storage.redact(work.out)}")
-        files = threaded(lambda path: _entry(work, path), paths)
+        files = map_in_threads(lambda path: _entry(work, path), paths)
         known = self.ids(draft.stage, draft.name)
         first = int(known[-1].rpartition("@v")[2]) + 1 if known else 1
         publisher = publish.local if storage.is_local(self.root) else publish.remote
-        with told(self.root):
+        with translate_errors(self.root):
             key = f"{draft.stage}/{draft.name}"
             record = publisher(self.root, key, work, first, lambda version: _record(draft, version, files))
             work.remove()
@@ -178,14 +178,15 @@ class Store:
         data = storage.read_if_exists(self.url(artifact_id, RECORD_FILE))
         return None if data is None else decode(data, artifact_id)
 
-    def _verify_file(self, record: Record, entry: FileEntry, url: str) -> None:
+    def _verify_file(self, record: Record, entry: FileEntry) -> None:
+        url, recorded = self.url(record.id, entry.path), (entry.bytes, entry.sha256)
         if not storage.exists(url):
             raise ArtifactError(
                 f"{record.id}: {entry.path} is missing; restore it, or remove the artifact and make it again"
             )
-        found = storage.sha256(url)
-        if found != (entry.bytes, entry.sha256):
-            raise ArtifactError(f"{record.id}: {entry.path} {storage.difference(found, (entry.bytes, entry.sha256))}")
+        actual = storage.sha256(url)
+        if actual != recorded:
+            raise ArtifactError(f"{record.id}: {entry.path} {storage.describe_mismatch(actual, recorded)}")
 
 
 def _entry(work: Work, path: str) -> FileEntry:

@@ -12,7 +12,7 @@ import psutil
 
 from bitlm import storage
 from bitlm.errors import ArtifactError
-from bitlm.storage.requests import told
+from bitlm.storage.requests import translate_errors
 
 _held: set[str] = set()  # tokens of this process's work on object stores
 
@@ -39,7 +39,7 @@ class Work:
         self._lock: int | None = None
         self._token: str | None = None
         if storage.is_local(folder):
-            with told(folder):
+            with translate_errors(folder):
                 self._lock = _lock(folder, label)
                 for made in (self.out, self.scratch):
                     os.makedirs(made, exist_ok=True)
@@ -50,7 +50,7 @@ class Work:
         """Raises BusyError when another process has taken the work up in the meantime (object stores)."""
         owner = _owner(storage.join(self.folder, "owner")) if self._token else None
         if self._token and (owner is None or owner["token"] != self._token):
-            holder = _told(owner) if owner else "another process, which has ended"
+            holder = _describe(owner) if owner else "another process, which has ended"
             raise BusyError(f"{self.label} was taken up by {holder}; this process stops, run again to see the result")
 
     def release(self) -> None:
@@ -116,7 +116,7 @@ def _own(url: str, label: str) -> str:
     """Become the owner named at ``url``; returns the token. Raises BusyError while a process of this machine is."""
     owner = _owner(url)
     if owner is not None and _alive(owner):
-        raise BusyError(f"{label} is being made by {_told(owner)}; wait for it, or stop it")
+        raise BusyError(f"{label} is being made by {_describe(owner)}; wait for it, or stop it")
     token = secrets.token_hex(16)
     born = psutil.Process().create_time()
     mine = {"token": token, "host": socket.gethostname(), "pid": os.getpid(), "born": born}
@@ -141,5 +141,5 @@ def _alive(owner: dict[str, Any]) -> bool:
         return False
 
 
-def _told(owner: dict[str, Any]) -> str:
+def _describe(owner: dict[str, Any]) -> str:
     return f"process {owner['pid']} on {owner['host']}"

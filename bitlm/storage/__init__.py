@@ -2,7 +2,7 @@
 
 from bitlm.storage.files import (
     copy,
-    difference,
+    describe_mismatch,
     download,
     exists,
     glob,
@@ -10,8 +10,8 @@ from bitlm.storage.files import (
     list_folders,
     list_sizes,
     open_read,
-    pieces,
     read_bytes,
+    read_chunks,
     read_if_exists,
     remove_tree,
     sha256,
@@ -26,7 +26,7 @@ from bitlm.storage.urls import filesystem, is_local, join, local_path
 
 __all__ = [
     "copy",
-    "difference",
+    "describe_mismatch",
     "download",
     "exists",
     "filesystem",
@@ -38,7 +38,7 @@ __all__ = [
     "list_sizes",
     "local_path",
     "open_read",
-    "pieces",
+    "read_chunks",
     "read_bytes",
     "read_if_exists",
     "redact",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from bitlm import storage
 from bitlm.errors import ArtifactError, ConfigError
 from bitlm.storage.local import PARTIAL
-from bitlm.storage.requests import redact, told
+from bitlm.storage.requests import redact, translate_errors
 
 POLL_SECONDS = 0.1
 WAIT_SECONDS = 300.0  # for other processes to let go of their copies
@@ -50,7 +50,7 @@ class Cache:
         assert expect[0] <= self.limit, (name, expect, self.limit)
         path = os.path.join(self.folder, *name.split("/"))
         deadline = time.monotonic() + WAIT_SECONDS
-        with told(path):
+        with translate_errors(path):
             os.makedirs(os.path.dirname(path), exist_ok=True)
             while True:
                 copy = self._present(path, expect)
@@ -124,16 +124,16 @@ class Cache:
 def _fill(file: int, url: str, expect: tuple[int, str]) -> None:
     size = storage.size(url)
     if size != expect[0]:
-        raise ArtifactError(f"{redact(url)} {storage.difference((size, ''), expect)}")
+        raise ArtifactError(f"{redact(url)} {storage.describe_mismatch((size, ''), expect)}")
     digest, position = hashlib.sha256(), 0
-    for piece in storage.pieces(url, size):
+    for piece in storage.read_chunks(url, size):
         digest.update(piece)
         view = memoryview(piece)
         while view:
             written = os.pwrite(file, view, position)
             view, position = view[written:], position + written
     if (position, digest.hexdigest()) != expect:
-        raise ArtifactError(f"{redact(url)} {storage.difference((position, digest.hexdigest()), expect)}")
+        raise ArtifactError(f"{redact(url)} {storage.describe_mismatch((position, digest.hexdigest()), expect)}")
 
 
 def _locked(path: str, flags: int, kind: int) -> int | None:

@@ -16,18 +16,18 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from bitlm.errors import ArtifactError, SourceError
-from bitlm.storage.local import aside, durable, walk
+from bitlm.storage.local import fsync, partial_file, walk
 from bitlm.storage.reading import RemoteFile
-from bitlm.storage.requests import AbsentError, ask, redact, refused_as_existing, told
+from bitlm.storage.requests import NotFoundError, already_exists, redact, request, translate_errors
 from bitlm.storage.urls import filesystem, is_local, local_path
 
-PIECE = 32 * 2**20  # bytes per ranged read of a remote object
+CHUNK_BYTES = 32 * 2**20  # bytes per ranged read of a remote object
 
 
 def exists(url: str) -> bool:
     fs, path = filesystem(url)
-    with contextlib.suppress(AbsentError):
-        return bool(ask(url, fs.info, path))
+    with contextlib.suppress(NotFoundError):
+        return bool(request(url, fs.info, path))
     return False
 
 
@@ -39,7 +39,7 @@ def size(url: str) -> int:
 def stat_tag(url: str) -> dict[str, Any]:
     """``{"bytes": …, "etag": …}``, cheap to ask for, which changes when the file does."""
     fs, path = filesystem(url)
-    info = ask(url, fs.info, path)
+    info = request(url, fs.info, path)
     if info["type"] == "directory":
         raise SourceError(f"{redact(url)} is a folder, not a file")
     if is_local(url):
@@ -50,63 +50,63 @@ def stat_tag(url: str) -> dict[str, Any]:
 
 def read_bytes(url: str) -> bytes:
     fs, path = filesystem(url)
-    return ask(url, fs.cat_file, path)
+    return request(url, fs.cat_file, path)
 
 
 def read_if_exists(url: str) -> bytes | None:
-    with contextlib.suppress(AbsentError):
+    with contextlib.suppress(NotFoundError):
         return read_bytes(url)
     return None
 
 
-def open_read(url: str, ahead: int = 0) -> BinaryIO:
+def open_read(url: str, read_ahead: int = 0) -> BinaryIO:
     """A file to read and seek in; on a remote store each read is a request, made again after a passing fault.
-    ``ahead``: bytes to ask for at a time where it is read in small steps."""
+    ``read_ahead``: bytes to ask for at a time where it is read in small steps."""
     fs, path = filesystem(url)
     if is_local(url):
-        with told(url):
+        with translate_errors(url):
             return open(path, "rb")
-    file = RemoteFile(url, ask(url, fs.open, path, "rb", cache_type="none"))
-    return io.BufferedReader(file, ahead) if ahead else file
+    file = RemoteFile(url, request(url, fs.open, path, "rb", cache_type="none"))
+    return io.BufferedReader(file, read_ahead) if read_ahead else file
 
 
 def write_atomic(url: str, data: bytes) -> None:
     """Write a whole file, replacing what was there; readers see the old bytes or the new ones, never a part."""
     fs, path = filesystem(url)
     if not is_local(url):
-        ask(url, fs.pipe_file, path, data)
+        request(url, fs.pipe_file, path, data)
         return
-    with aside(url, path) as partial:
+    with partial_file(url, path) as partial:
         with open(partial, "xb") as file:
             file.write(data)
-        durable(partial)
+        fsync(partial)
         os.replace(partial, path)
-    durable(os.path.dirname(path))
+    fsync(os.path.dirname(path))
 
 
 def write_new(url: str, data: bytes) -> bool:
     """Write a whole file only where there is none yet, else return False. Of several writers at once one wins."""
     fs, path = filesystem(url)
     if is_local(url):
-        with aside(url, path) as partial:
+        with partial_file(url, path) as partial:
             with open(partial, "xb") as file:
                 file.write(data)
-            durable(partial)
+            fsync(partial)
             try:
                 os.link(partial, path)
             except FileExistsError:
                 return False
-        durable(os.path.dirname(path))
+        fsync(os.path.dirname(path))
         return True
     # A repeated request may meet the object of its own first try, whose answer was lost: the mark tells them apart.
     mark = secrets.token_hex(16)
     options = {"Metadata": {"writer": mark}} if "s3" in fs.protocol else {}
     try:
-        ask(url, fs.pipe_file, path, data, mode="create", **options)
+        request(url, fs.pipe_file, path, data, mode="create", **options)
     except OSError as error:
-        if not refused_as_existing(error):
+        if not already_exists(error):
             raise
-        return bool(options) and ask(url, fs.metadata, path).get("writer") == mark
+        return bool(options) and request(url, fs.metadata, path).get("writer") == mark
     return True
 
 
@@ -117,9 +117,9 @@ def list_sizes(url: str) -> dict[str, int]:
     """
     fs, path = filesystem(url)
     if is_local(url):
-        with told(url):
+        with translate_errors(url):
             return dict(sorted(walk(path)))
-    found = ask(url, fs.find, path, detail=True)
+    found = request(url, fs.find, path, detail=True)
     if not found:
         list_folders(url)  # raises where the bucket itself is missing
     prefix = path.rstrip("/") + "/"
@@ -133,8 +133,8 @@ def list_files(url: str) -> list[str]:
 def list_folders(url: str) -> list[str]:
     """Names of the folders directly below a folder, sorted; empty when it is absent."""
     fs, path = filesystem(url)
-    with contextlib.suppress(AbsentError):
-        entries = ask(url, fs.ls, path, detail=True)
+    with contextlib.suppress(NotFoundError):
+        entries = request(url, fs.ls, path, detail=True)
         return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory")
     return []
 
@@ -145,7 +145,7 @@ def glob(url: str) -> list[str]:
     if is_local(url):
         matches = [path] if os.path.isfile(path) else local_glob.glob(path, recursive=True)
         return sorted(match for match in matches if os.path.isfile(match))
-    found = ask(url, fs.glob, path, detail=True)
+    found = request(url, fs.glob, path, detail=True)
     if not found:
         list_folders(re.split(r"[*?\[]", url)[0].rpartition("/")[0])  # raises where the bucket itself is missing
     return sorted(fs.unstrip_protocol(name) for name, info in found.items() if info["type"] == "file")
@@ -154,28 +154,28 @@ def glob(url: str) -> list[str]:
 def remove_tree(url: str) -> None:
     """Remove a file or a folder with all that is below it; nothing happens where there is none."""
     fs, path = filesystem(url)
-    with contextlib.suppress(AbsentError):
-        ask(url, fs.rm, path, recursive=True)
+    with contextlib.suppress(NotFoundError):
+        request(url, fs.rm, path, recursive=True)
 
 
 def sha256(url: str) -> tuple[int, str]:
     """(bytes, hex digest) of a file, read in pieces."""
     digest = hashlib.sha256()
     if is_local(url):
-        with told(url), open(local_path(url), "rb") as file:
+        with translate_errors(url), open(local_path(url), "rb") as file:
             hashlib.file_digest(file, lambda: digest)
             return file.tell(), digest.hexdigest()
     total = size(url)
-    for piece in pieces(url, total):
+    for piece in read_chunks(url, total):
         digest.update(piece)
     return total, digest.hexdigest()
 
 
-def pieces(url: str, total: int) -> Iterator[bytes]:
+def read_chunks(url: str, total: int) -> Iterator[bytes]:
     """The ``total`` bytes of a remote file, each piece by a request of its own."""
     fs, path = filesystem(url)
-    for start in range(0, total, PIECE):
-        yield ask(url, fs.cat_file, path, start=start, end=min(start + PIECE, total))
+    for start in range(0, total, CHUNK_BYTES):
+        yield request(url, fs.cat_file, path, start=start, end=min(start + CHUNK_BYTES, total))
 
 
 def upload(local_file: str, url: str) -> tuple[int, str]:
@@ -183,13 +183,13 @@ def upload(local_file: str, url: str) -> tuple[int, str]:
     sent = sha256(local_file)
     fs, path = filesystem(url)
     if is_local(url):
-        with aside(url, path) as partial:
+        with partial_file(url, path) as partial:
             shutil.copyfile(local_file, partial)
-            durable(partial)
+            fsync(partial)
             os.replace(partial, path)
-        durable(os.path.dirname(path))
+        fsync(os.path.dirname(path))
     else:
-        ask(url, fs.put_file, local_path(local_file), path)
+        request(url, fs.put_file, local_path(local_file), path)
     if size(url) != sent[0]:
         raise SourceError(f"{redact(url)}: {size(url)} of {sent[0]} bytes arrived; run again")
     return sent
@@ -199,15 +199,15 @@ def download(url: str, local_file: str, *, expect: tuple[int, str] | None = None
     """Fetch a file, aside and then by a rename. Raises ArtifactError unless it has the expected (bytes, sha256)."""
     fs, path = filesystem(url)
     target = local_path(local_file)
-    with aside(local_file, target) as partial:
-        ask(url, fs.get_file, path, partial)
+    with partial_file(local_file, target) as partial:
+        request(url, fs.get_file, path, partial)
         if expect is not None and (found := sha256(partial)) != expect:
-            raise ArtifactError(f"{redact(url)} {difference(found, expect)}")
-        durable(partial)
+            raise ArtifactError(f"{redact(url)} {describe_mismatch(found, expect)}")
+        fsync(partial)
         os.replace(partial, target)
 
 
-def difference(found: tuple[int, str], expected: tuple[int, str]) -> str:
+def describe_mismatch(found: tuple[int, str], expected: tuple[int, str]) -> str:
     """How the (bytes, sha256) of a file differ from the recorded ones, in words."""
     if found[0] != expected[0]:
         return f"has {found[0]:,} bytes instead of {expected[0]:,}"
@@ -217,4 +217,4 @@ def difference(found: tuple[int, str], expected: tuple[int, str]) -> str:
 def copy(source: str, target: str) -> None:
     """Copy one file within a file system (on object stores without moving the bytes through this machine)."""
     fs, path = filesystem(source)
-    ask(source, fs.cp_file, path, filesystem(target)[1])
+    request(source, fs.cp_file, path, filesystem(target)[1])

@@ -1,11 +1,11 @@
-"""Local files: written aside, made durable, then put in place by one step."""
+"""Local files: written under another name, flushed to disk, then renamed."""
 
 import contextlib
 import os
 import secrets
 from collections.abc import Iterator
 
-from bitlm.storage.requests import told
+from bitlm.storage.requests import translate_errors
 
 PARTIAL = ".partial~"  # ends the name of a file that is being written
 
@@ -18,7 +18,7 @@ def remove_partial(folder: str) -> None:
                 os.unlink(os.path.join(parent, name))
 
 
-def durable(path: str) -> None:
+def fsync(path: str) -> None:
     """Wait until a local file's bytes, or a folder's entries, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -43,9 +43,9 @@ def walk(folder: str) -> Iterator[tuple[str, int]]:
 
 
 @contextlib.contextmanager
-def aside(url: str, path: str) -> Iterator[str]:
+def partial_file(url: str, path: str) -> Iterator[str]:
     """A name beside ``path`` to write to first; whatever is still there afterwards is removed."""
-    with told(url):
+    with translate_errors(url):
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
         except FileExistsError as error:

@@ -3,7 +3,7 @@
 import io
 from typing import Any
 
-from bitlm.storage.requests import ask
+from bitlm.storage.requests import request
 
 
 class RemoteFile(io.RawIOBase):
@@ -33,7 +33,7 @@ class RemoteFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         wanted = memoryview(buffer).cast("B")
-        data = ask(self._url, self._read, len(wanted)) if len(wanted) else b""
+        data = request(self._url, self._read, len(wanted)) if len(wanted) else b""
         wanted[: len(data)] = data
         self._position += len(data)
         return len(data)

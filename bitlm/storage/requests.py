@@ -13,7 +13,7 @@ from bitlm.errors import SourceError
 
 ATTEMPTS = 4
 _URL_PARTS = re.compile(r"(?P<scheme>\w+://)(?:[^/\s@]*@)?(?P<rest>[^?\s]*)(?P<query>\?\S*)?")
-_PASSING_CODES = {
+_TRANSIENT_CODES = {
     "SlowDown",
     "RequestTimeout",
     "ConditionalRequestConflict",
@@ -21,11 +21,11 @@ _PASSING_CODES = {
     "Throttling",
     "RequestLimitExceeded",
 }
-_PASSING_ERRNO = {errno.EBUSY, errno.EREMOTEIO, errno.ECONNRESET, errno.ETIMEDOUT}
+_TRANSIENT_ERRNO = {errno.EBUSY, errno.EREMOTEIO, errno.ECONNRESET, errno.ETIMEDOUT}
 _CREDENTIALS = "check the credentials in the environment (AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
 
 
-class AbsentError(SourceError):
+class NotFoundError(SourceError):
     """There is nothing at the URL."""
 
 
@@ -34,35 +34,36 @@ def redact(text: str) -> str:
     return _URL_PARTS.sub(lambda m: m["scheme"] + m["rest"] + ("?…" if m["query"] else ""), text)
 
 
-def ask(url: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """``call(*args, **kwargs)``; on a remote store again a few times, with growing, random pauses, while the fault is a
-    passing one (a timeout, a lost connection, "slow down", an answer of 5xx). Raises as ``told`` does."""
-    with told(url):
+def request(url: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Return ``call(*args, **kwargs)``. On a remote store a transient error (timeout, lost connection, "slow down", a
+    5xx response) is retried a few times with growing, random pauses. Raises as ``translate_errors`` does."""
+    with translate_errors(url):
         for attempt in range(1, ATTEMPTS):
             try:
                 return call(*args, **kwargs)
             except (OSError, *_client_errors()) as error:
-                if "://" not in url or not _passing(error):
+                if "://" not in url or not _is_transient(error):
                     raise
                 time.sleep(random.uniform(0.1, 0.25 * 2**attempt))
         return call(*args, **kwargs)
 
 
 @contextlib.contextmanager
-def told(url: str) -> Iterator[None]:
-    """Turn an answer of the operating system or of the store into a SourceError that names the URL and the remedy
-    (``AbsentError`` where there is nothing). What has no such reading, "exists already" among it, passes as it is."""
+def translate_errors(url: str) -> Iterator[None]:
+    """Raise errors of the operating system and of the store's client as a SourceError that names the URL and the
+    remedy (``NotFoundError`` if the file does not exist). Errors with no such explanation pass unchanged, among them
+    "already exists"."""
     try:
         yield
     except (OSError, *_client_errors()) as error:
-        reading = _reading(error, url)
-        if reading is None:
+        explanation = _explain(error, url)
+        if explanation is None:
             raise
-        kind = AbsentError if isinstance(error, FileNotFoundError) and _code(error) != "NoSuchBucket" else SourceError
-        raise kind(f"{redact(url)}: {reading}") from error
+        kind = NotFoundError if isinstance(error, FileNotFoundError) and _code(error) != "NoSuchBucket" else SourceError
+        raise kind(f"{redact(url)}: {explanation}") from error
 
 
-def refused_as_existing(error: OSError) -> bool:
+def already_exists(error: OSError) -> bool:
     """Whether an exclusive create was refused because the object is there already."""
     return isinstance(error, FileExistsError) or _code(error) in ("PreconditionFailed", "412")
 
@@ -77,7 +78,7 @@ def _client_errors() -> tuple[type[Exception], ...]:
     return BotoCoreError, ClientError, HttpError
 
 
-def _answer(error: BaseException) -> dict[str, Any]:
+def _response(error: BaseException) -> dict[str, Any]:
     """The store's own answer, which s3fs keeps as the cause of the error it raises."""
     for one in (error, error.__cause__, error.__context__):
         if isinstance(answer := getattr(one, "response", None), dict):
@@ -86,17 +87,17 @@ def _answer(error: BaseException) -> dict[str, Any]:
 
 
 def _code(error: BaseException) -> str:
-    return _answer(error).get("Error", {}).get("Code", "")
+    return _response(error).get("Error", {}).get("Code", "")
 
 
-def _passing(error: Exception) -> bool:
-    if isinstance(error, TimeoutError | ConnectionError) or getattr(error, "errno", None) in _PASSING_ERRNO:
+def _is_transient(error: Exception) -> bool:
+    if isinstance(error, TimeoutError | ConnectionError) or getattr(error, "errno", None) in _TRANSIENT_ERRNO:
         return True
-    status = _answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    return _code(error) in _PASSING_CODES or status == 429 or status >= 500 or _lost_connection(error)
+    status = _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return _code(error) in _TRANSIENT_CODES or status == 429 or status >= 500 or _is_connection_error(error)
 
 
-def _lost_connection(error: Exception) -> bool:
+def _is_connection_error(error: Exception) -> bool:
     if isinstance(error, OSError) or "botocore" not in sys.modules:
         return False
     from aiohttp import ClientConnectionError, ClientPayloadError
@@ -106,7 +107,7 @@ def _lost_connection(error: Exception) -> bool:
     return isinstance(error, NoConnection | HTTPClientError | ClientConnectionError | ClientPayloadError)
 
 
-def _reading(error: Exception, url: str) -> str | None:
+def _explain(error: Exception, url: str) -> str | None:
     remote = "://" in url
     name = type(error).__name__
     if _code(error) == "NoSuchBucket":
@@ -126,7 +127,7 @@ def _reading(error: Exception, url: str) -> str | None:
         return "the file system is read-only; choose another path"
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return "no space left on the device; free some and run again"
-    if remote and _passing(error):
+    if remote and _is_transient(error):
         asked = f"the store gave no answer, though asked {ATTEMPTS} times ({redact(str(error))})"
         return f"{asked}; check the network and AWS_ENDPOINT_URL"
     return None

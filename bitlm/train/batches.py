@@ -1,7 +1,7 @@
 """What training asks of its data: pure functions of a position, the same for every rank and every number of ranks.
 
-Batches for training are made in a thread of their own (``bitlm.data.reading.ahead``), so ``train`` and ``validation``
-may be at work at the same time.
+Batches for training are made in a thread of their own (``bitlm.data.reading.prefetch``), so ``train`` and
+``validation`` may be at work at the same time.
 """
 
 from collections.abc import Sequence

@@ -148,7 +148,7 @@ def _verify(found: Checkpoint, name: str) -> None:
         raise ArtifactError(f"checkpoint file {url} is missing; {_remedy(url)}")
     told = storage.sha256(url)
     if told != expected:
-        raise ArtifactError(f"checkpoint file {url} {storage.difference(told, expected)}; {_remedy(url)}")
+        raise ArtifactError(f"checkpoint file {url} {storage.describe_mismatch(told, expected)}; {_remedy(url)}")
 
 
 def _remedy(url: str) -> str:

@@ -13,7 +13,7 @@ import torch
 
 from bitlm import storage
 from bitlm.config import TrainConfig
-from bitlm.data.reading.ahead import ahead
+from bitlm.data.reading.prefetch import prefetch
 from bitlm.errors import ConfigError
 from bitlm.model.batch import Batch
 from bitlm.model.model import BitLMForCausalLM
@@ -62,7 +62,7 @@ def train(setup: Setup, *, report: Report) -> dict[str, Any]:
         lines = checkpoint.load(found, model, optimizer) if found else []
         steps = range(found.step + 1 if found else 1, config.steps + 1)
         shares = (_share(step, config.batch_size) for step in steps)
-        with closing(setup.batches), ahead(setup.batches.train, shares) as upcoming:
+        with closing(setup.batches), prefetch(setup.batches.train, shares) as upcoming:
             for step in steps:
                 lines += _advance(setup, model, optimizer, step, upcoming, report)
                 if step % config.execution.checkpoint_every == 0 or step == config.steps:

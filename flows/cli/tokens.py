@@ -12,7 +12,7 @@ from bitlm.artifacts.store import Store
 from bitlm.storage.requests import redact
 
 if TYPE_CHECKING:
-    from bitlm.data.reading.provenance import Found
+    from bitlm.data.reading.provenance import TokenProvenance
 
 
 def add_tokens_parser(commands: Any) -> None:
@@ -29,10 +29,10 @@ def add_tokens_parser(commands: Any) -> None:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from bitlm.data.reading.provenance import inspect  # pyarrow and the tokenizer take a while
+    from bitlm.data.reading.provenance import trace_token  # pyarrow and the tokenizer take a while
 
     store = Store(args.root)
-    found = inspect(store, store.load(args.id), args.split, args.at)
+    found = trace_token(store, store.load(args.id), args.split, args.at)
     if args.json:
         print(json.dumps(asdict(found), ensure_ascii=False, indent=2))
     else:
@@ -40,7 +40,7 @@ def _inspect(args: argparse.Namespace) -> int:
     return 0
 
 
-def _show(found: "Found") -> None:
+def _show(found: "TokenProvenance") -> None:
     console = Console(highlight=False)
     lines = [f"{found.artifact}  {found.split} token {found.at:,}: id {found.token_id}"]
     lines.append(f"shard     {found.shard}, token {found.shard_token:,}")

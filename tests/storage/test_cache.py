@@ -45,13 +45,13 @@ class Remote:
 
 @pytest.fixture
 def remote(monkeypatch: pytest.MonkeyPatch) -> Iterator[Remote]:
-    made, pieces = Remote(), storage.pieces
+    made, pieces = Remote(), storage.read_chunks
 
     def counted(url: str, total: int) -> Iterator[bytes]:
         made.fetched.append(url)
         return pieces(url, total)
 
-    monkeypatch.setattr(storage, "pieces", counted)
+    monkeypatch.setattr(storage, "read_chunks", counted)
     yield made
     storage.remove_tree(made.root)
 
@@ -101,14 +101,14 @@ def test_the_least_recently_used_goes_first_and_comes_again(tmp_path: Path, remo
 def test_what_is_being_fetched_counts_with_its_whole_size(
     tmp_path: Path, remote: Remote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache, begun, go_on, pieces = Cache(str(tmp_path), 600), threading.Event(), threading.Event(), storage.pieces
+    cache, begun, go_on, pieces = Cache(str(tmp_path), 600), threading.Event(), threading.Event(), storage.read_chunks
 
     def slow(url: str, total: int) -> Iterator[bytes]:
         begun.set()
         assert go_on.wait(20)
         yield from pieces(url, total)
 
-    monkeypatch.setattr(storage, "pieces", slow)
+    monkeypatch.setattr(storage, "read_chunks", slow)
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(remote.take, cache, 4, True)
         assert begun.wait(20)

@@ -98,12 +98,12 @@ def test_stat_tag_follows_the_contents(root: str) -> None:
     assert storage.stat_tag(url)["etag"] != first["etag"]
 
 
-@pytest.mark.parametrize("ahead", [0, 1000])
-def test_an_open_file_reads_and_seeks_like_the_bytes_it_holds(root: str, ahead: int) -> None:
+@pytest.mark.parametrize("read_ahead", [0, 1000])
+def test_an_open_file_reads_and_seeks_like_the_bytes_it_holds(root: str, read_ahead: int) -> None:
     data = os.urandom(50_000)
     url = storage.join(root, "f")
     storage.write_atomic(url, data)
-    with storage.open_read(url, ahead) as file:
+    with storage.open_read(url, read_ahead) as file:
         plain = io.BytesIO(data)
         for step in ((0, 0), (10, 0), (-7, 2), (49_990, 0), (25_000, 0), (-100, 1), (60_000, 0)):
             assert file.seek(*step) == plain.seek(*step)

@@ -11,9 +11,9 @@ import torch
 from bitlm.artifacts.record import Record
 from bitlm.artifacts.store import Store
 from bitlm.config import PretrainConfig, PromptConfig
+from bitlm.data.reading.open_shards import OpenShards, open_splits
 from bitlm.data.reading.order import Order
 from bitlm.data.reading.sequences import Sequences
-from bitlm.data.reading.shelf import Shelf, open_shelves
 from bitlm.data.shards.tokenizer import TextTokenizer, load_tokenizer
 from bitlm.data.shards.units import TOKENS_FILE
 from bitlm.data.summaries.examples import Example, read_examples
@@ -30,7 +30,7 @@ class PretrainBatches:
     """
 
     def __init__(
-        self, train: Shelf, validation: Shelf, length: int, seed: int, window_shards: int,
+        self, train: OpenShards, validation: OpenShards, length: int, seed: int, window_shards: int,
         bytes_per_token: float | None = None,
     ) -> None:  # fmt: skip
         """Raises ConfigError where no training shard holds a sequence."""
@@ -49,7 +49,7 @@ class PretrainBatches:
         indices, epochs = self._order(positions)
         ids = np.empty((len(indices), self._train.length), dtype=np.int64)
         for here, now, soon in self._order.windows(positions):
-            self._train.shelf.hold(now, soon)
+            self._train.shards.keep(now, soon)
             if len(here) == len(ids):
                 ids = self._train.ids(indices)
             else:
@@ -61,8 +61,8 @@ class PretrainBatches:
         return Batch(torch.from_numpy(ids), None, None, list(indices), [0] * len(ids))
 
     def close(self) -> None:
-        self._train.shelf.close()
-        self._validation.shelf.close()
+        self._train.shards.close()
+        self._validation.shards.close()
 
 
 class FinetuneBatches:
@@ -103,11 +103,11 @@ def open_pretrain(store: Store, tokens: Record, config: PretrainConfig) -> Pretr
     with open(store.checked(tokens, TOKENS_FILE), "rb") as file:
         found: dict[str, Any] = json.load(file)
     splits = found["splits"]
-    shelves = open_shelves(store, tokens, splits, found["num_bits"], config.window_shards, config.execution.cache_bytes)
+    shards = open_splits(store, tokens, splits, found["num_bits"], config.window_shards, config.execution.cache_bytes)
     counted = splits["validation"]["tokens"] - splits["validation"]["filling"]
     bytes_per_token = splits["validation"]["text_bytes"] / counted if counted else None
     return PretrainBatches(
-        shelves["train"], shelves["validation"], config.sequence_length, config.seed, config.window_shards,
+        shards["train"], shards["validation"], config.sequence_length, config.seed, config.window_shards,
         bytes_per_token,
     )  # fmt: skip
 

@@ -32,7 +32,7 @@ class Document:
 
 
 @dataclass(frozen=True)
-class Found:
+class TokenProvenance:
     """Token ``at`` of a split. ``before`` and ``after`` are text of the same document; ``document`` is None for the end
     tokens that fill up the last group of a shard."""
 
@@ -48,7 +48,7 @@ class Found:
     document: Document | None
 
 
-def inspect(store: Store, record: Record, split: str, at: int, around: int = AROUND) -> Found:
+def trace_token(store: Store, record: Record, split: str, at: int, around: int = AROUND) -> TokenProvenance:
     """What stands at a place of a split, its shards one after the other; every file that is read is verified.
 
     Raises ConfigError where there is no such place, ArtifactError for an artifact that is damaged or holds no tokens.
@@ -69,14 +69,16 @@ def inspect(store: Store, record: Record, split: str, at: int, around: int = ARO
     token_id = int(shard.ids(place, 1)[0])
     shown = {"artifact": record.id, "split": split, "at": at, "token_id": token_id, "shard": entry.path}
     if inside > row["length"]:
-        return Found(**shown, shard_token=place, before="", token=tokenizer.info.end_token, after="", document=None)
+        return TokenProvenance(
+            **shown, shard_token=place, before="", token=tokenizer.info.end_token, after="", document=None
+        )
     first, last = max(inside - around, 0), min(inside + 1 + around, row["length"])
     before = shard.ids(row["first_token"] + first, inside - first)
     after = shard.ids(place + 1, max(last - inside - 1, 0))
     token = tokenizer.info.end_token if inside == row["length"] else tokenizer.decode([token_id])
     url, etag = _source(store, record, entry, row["file"], row["row"])
     document = Document(row["id"], row["row"], row["file"], url, etag, row["length"], inside)
-    return Found(
+    return TokenProvenance(
         **shown, shard_token=place, before=tokenizer.decode(before), token=token, after=tokenizer.decode(after),
         document=document,
     )  # fmt: skip

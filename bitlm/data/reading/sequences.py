@@ -6,16 +6,16 @@ from itertools import groupby
 import numpy as np
 
 from bitlm import packing
-from bitlm.data.reading.shelf import Shelf
+from bitlm.data.reading.open_shards import OpenShards
 from bitlm.data.shards.format import GROUP
 
 
 class Sequences:
-    def __init__(self, shelf: Shelf, length: int) -> None:
+    def __init__(self, shards: OpenShards, length: int) -> None:
         """``length``: L, a multiple of 8."""
         assert length % GROUP == 0, length
-        self.shelf, self.length = shelf, length
-        tokens = np.array(shelf.tokens, dtype=np.int64)
+        self.shards, self.length = shards, length
+        tokens = np.array(shards.tokens, dtype=np.int64)
         self.per_shard = tokens // length
         self.unused_tokens = int((tokens % length).sum())
         self._first = np.cumsum(self.per_shard) - self.per_shard
@@ -34,12 +34,12 @@ class Sequences:
         """int64 [n, L]; the packed rows are gathered shard by shard, and unpacked all at once."""
         shards, places = self.locate(indices)
         order = np.argsort(shards, kind="stable")
-        packed = np.empty((len(shards), self.length * self.shelf.num_bits // GROUP), dtype=np.uint8)
+        packed = np.empty((len(shards), self.length * self.shards.num_bits // GROUP), dtype=np.uint8)
         end = 0
         for number, same in groupby(shards[order].tolist()):
             first, end = end, end + sum(1 for _ in same)
-            with self.shelf.shard(number) as shard:
+            with self.shards.shard(number) as shard:
                 np.take(shard.rows(self.length), places[order[first:end]], axis=0, out=packed[first:end], mode="clip")
         ids = np.empty((len(shards), self.length), dtype=np.int64)
-        ids[order] = packing.unpack(packed.reshape(-1), self.shelf.num_bits).reshape(ids.shape)
+        ids[order] = packing.unpack(packed.reshape(-1), self.shards.num_bits).reshape(ids.shape)
         return ids

@@ -31,7 +31,7 @@ def jsonl_objects(url: str) -> Iterator[tuple[int, Any]]:
     """(row, value) for every line that is not blank; for one that is not JSON the value is the ValueError."""
     row = -1
     with (
-        storage.open_read(url, ahead=STREAM_BYTES) as raw,
+        storage.open_read(url, read_ahead=STREAM_BYTES) as raw,
         gzip.GzipFile(fileobj=raw) if url.endswith(".gz") else raw as lines,
     ):
         try:

@@ -10,7 +10,7 @@ from made import begin, draft, make
 from bitlm import storage
 from bitlm.artifacts import Record, Store
 from bitlm.config import TokenizerConfig
-from bitlm.data.reading.provenance import AROUND, Found, inspect
+from bitlm.data.reading.provenance import AROUND, TokenProvenance, trace_token
 from bitlm.data.shards.encode import encode_unit
 from bitlm.data.shards.format import Shard
 from bitlm.data.shards.tokenizer import INFO_FILE, TOKENIZER_FILE, describe, load_tokenizer, train
@@ -70,7 +70,7 @@ def test_every_token_is_traced_to_its_row(made: tuple[Store, Record]) -> None:
     tokenizer = load_tokenizer(store, store.load("tokenizer/tiny"))
     fillings = 0
     for at, token_id in enumerate(stream):
-        found = inspect(store, record, "validation", at)
+        found = trace_token(store, record, "validation", at)
         assert (found.at, found.token_id) == (at, token_id)
         if found.document is None:
             assert found.token == END
@@ -92,11 +92,11 @@ def test_what_is_not_there_is_told(made: tuple[Store, Record]) -> None:
     store, record = made
     for at in (-1, 10**6):
         with pytest.raises(ConfigError, match=rf"--at {at}: the train split of tokens/tiny@v1 holds [\d,]+ tokens"):
-            inspect(store, record, "train", at)
+            trace_token(store, record, "train", at)
     with pytest.raises(ConfigError, match="--split test: tokens/tiny@v1 has train and validation"):
-        inspect(store, record, "test", 0)
+        trace_token(store, record, "test", 0)
     with pytest.raises(ConfigError, match=r"corpus/tiny@v1 holds no tokens"):
-        inspect(store, store.load("corpus/tiny"), "train", 0)
+        trace_token(store, store.load("corpus/tiny"), "train", 0)
 
 
 def test_the_side_file_is_verified_too(made: tuple[Store, Record]) -> None:
@@ -106,7 +106,7 @@ def test_the_side_file_is_verified_too(made: tuple[Store, Record]) -> None:
     path.write_bytes(data[:-1] + b"?")
     try:
         with pytest.raises(ArtifactError, match=rf"{path.name} is damaged"):
-            inspect(store, record, "train", 0)
+            trace_token(store, record, "train", 0)
     finally:
         path.write_bytes(data)
 
@@ -115,7 +115,7 @@ def test_on_the_command_line(made: tuple[Store, Record], capsys: pytest.CaptureF
     store, record = made
     words = ["tokens", "inspect", "tokens/tiny", "--at", "20", "--root", store.root]
     assert main([*words, "--json"]) == 0
-    found: Found = inspect(store, record, "train", 20)
+    found: TokenProvenance = trace_token(store, record, "train", 20)
     assert json.loads(capsys.readouterr().out) == asdict(found)
     assert main(words) == 0
     shown = capsys.readouterr().out

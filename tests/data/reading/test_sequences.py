@@ -5,9 +5,9 @@ import pytest
 from made_tokens import counting, make_tokens, stream
 
 from bitlm.artifacts import Record, Store
-from bitlm.data.reading import shelf as module
+from bitlm.data.reading import open_shards as module
+from bitlm.data.reading.open_shards import OpenShards
 from bitlm.data.reading.sequences import Sequences
-from bitlm.data.reading.shelf import Shelf
 from bitlm.errors import ArtifactError
 from bitlm.storage.cache import Copy
 
@@ -45,18 +45,18 @@ class Library:
         self.brought.append(number)
         return Counted(self.store.checked(self.record, file.path))
 
-    def shelf(self, tokens: list[int] | None = None) -> Shelf:
-        return Shelf(self.files, tokens or [len(stream(documents)) for documents in SHARDS], 9, self.bring)
+    def shards(self, tokens: list[int] | None = None) -> OpenShards:
+        return OpenShards(self.files, tokens or [len(stream(documents)) for documents in SHARDS], 9, self.bring)
 
 
-def arrived(shelf: Shelf) -> None:
-    for coming in list(shelf._coming.values()):
+def arrived(shards: OpenShards) -> None:
+    for coming in list(shards._coming.values()):
         coming.exception()
 
 
 def test_sequences_are_numbered_through_the_shards(made: tuple[Store, Record]) -> None:
     library = Library(made)
-    sequences = Sequences(library.shelf(), 16)
+    sequences = Sequences(library.shards(), 16)
     streams = [stream(documents) for documents in SHARDS]
     expected = [tokens[i : i + 16] for tokens in streams for i in range(0, len(tokens) - 15, 16)]
     assert len(sequences) == len(expected)
@@ -73,55 +73,55 @@ def test_sequences_are_numbered_through_the_shards(made: tuple[Store, Record]) -
 
 def test_what_is_held_is_opened_once_and_the_rest_is_let_go(made: tuple[Store, Record]) -> None:
     library = Library(made)
-    shelf = library.shelf()
-    shelf.hold([0, 1], [2])
-    arrived(shelf)
+    shards = library.shards()
+    shards.keep([0, 1], [2])
+    arrived(shards)
     assert sorted(library.out) == [0, 1, 2]
     for _ in range(3):
-        shelf.hold([0, 1], [2])
-        with shelf.shard(0) as shard:
+        shards.keep([0, 1], [2])
+        with shards.shard(0) as shard:
             assert shard.ids().tolist() == stream(SHARDS[0])
-    with shelf.shard(3):
+    with shards.shard(3):
         assert sorted(library.out) == [0, 1, 2, 3]
     assert sorted(library.brought) == [0, 1, 2, 3]
-    shelf.hold([2], [3])
-    arrived(shelf)
+    shards.keep([2], [3])
+    arrived(shards)
     assert sorted(library.out) == [2, 3]
-    shelf.close()
+    shards.close()
     assert library.out == []
 
 
 def test_what_is_needed_now_goes_before_what_comes_next(made: tuple[Store, Record]) -> None:
     library = Library(made, room=2)
-    shelf = library.shelf()
+    shards = library.shards()
     for now, soon in (([0], [1, 2]), ([3, 2], [0, 1]), ([0, 1], [2]), ([1], [2, 3]), ([2, 3], [0])):
         for _ in range(2):
-            shelf.hold(now, soon)
-            arrived(shelf)
+            shards.keep(now, soon)
+            arrived(shards)
             assert len(library.out) == 2
             assert set(now) <= set(library.out) <= {*now, *soon}
-    shelf.close()
+    shards.close()
 
 
 def test_a_fault_in_the_background_is_raised_at_the_next_call(made: tuple[Store, Record]) -> None:
     library = Library(made)
-    shelf = library.shelf()
-    shelf.hold([0])
+    shards = library.shards()
+    shards.keep([0])
     library.fault = ArtifactError("s/1 is damaged")
-    shelf.hold([0], [1])
-    arrived(shelf)
+    shards.keep([0], [1])
+    arrived(shards)
     with pytest.raises(ArtifactError, match="s/1 is damaged"):
-        shelf.hold([0], [1])
+        shards.keep([0], [1])
     library.fault = None
-    shelf.hold([1], [])
+    shards.keep([1], [])
     assert library.out == [1]
-    shelf.close()
+    shards.close()
 
 
 def test_a_shard_of_other_tokens_than_recorded_is_refused(made: tuple[Store, Record]) -> None:
     library = Library(made)
     with pytest.raises(ArtifactError, match=r"00001\.arrow holds 8 tokens of 9 bits, its record says 16 of 9"):
-        library.shelf([104, 16, 72, 32]).hold([1])
+        library.shards([104, 16, 72, 32]).keep([1])
     assert library.out == []
 
 
@@ -135,9 +135,9 @@ def test_a_local_shard_is_verified_once(
     )
     splits = {"train": {"shards": [{"path": f"shards/train/{n:05d}.arrow", "tokens": len(stream(documents))}
                                    for n, documents in enumerate(SHARDS)]}, "validation": {"shards": []}}  # fmt: skip
-    shelf = module.open_shelves(store, record, splits, 9, 2, None)["train"]
+    shards = module.open_splits(store, record, splits, 9, 2, None)["train"]
     for _ in range(3):
-        for number in range(len(shelf)):
-            shelf.hold([number])
+        for number in range(len(shards)):
+            shards.keep([number])
     assert sorted(verified) == [f"shards/train/{n:05d}.arrow" for n in range(len(SHARDS))]
-    shelf.close()
+    shards.close()

@@ -14,10 +14,10 @@ DEPTH = 2  # results made in advance, at most
 
 
 @contextmanager
-def ahead(make: Callable[[_A], _B], arguments: Iterable[_A]) -> Iterator[Iterator[_B]]:
+def prefetch(make: Callable[[_A], _B], arguments: Iterable[_A]) -> Iterator[Iterator[_B]]:
     """``make`` of each argument in turn, called in one thread. An exception of it is raised where its result would be
     taken. At the end of the context nothing more is made, and the thread has ended."""
-    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as pool:
         made: deque[Future[_B]] = deque()
         try:
             yield _results(pool, make, iter(arguments), made)

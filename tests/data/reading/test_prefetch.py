@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from bitlm.data.reading.ahead import DEPTH, ahead
+from bitlm.data.reading.prefetch import DEPTH, prefetch
 
 
 def test_results_come_in_order_and_a_bounded_number_ahead() -> None:
@@ -14,7 +14,7 @@ def test_results_come_in_order_and_a_bounded_number_ahead() -> None:
         made.append(number)
         return number * number
 
-    with ahead(make, range(20)) as upcoming:
+    with prefetch(make, range(20)) as upcoming:
         for number in range(20):
             assert next(upcoming) == number * number
             assert len(made) <= number + 1 + DEPTH
@@ -25,13 +25,13 @@ def test_results_come_in_order_and_a_bounded_number_ahead() -> None:
 
 def test_the_next_is_made_while_one_is_used() -> None:
     made = threading.Event()
-    with ahead(lambda number: made.set() if number == 1 else None, range(3)) as upcoming:
+    with prefetch(lambda number: made.set() if number == 1 else None, range(3)) as upcoming:
         next(upcoming)
         assert made.wait(20)
 
 
 def test_an_exception_is_raised_where_its_result_would_be() -> None:
-    with ahead(lambda number: 6 // (2 - number), range(5)) as upcoming:
+    with prefetch(lambda number: 6 // (2 - number), range(5)) as upcoming:
         assert [next(upcoming), next(upcoming)] == [3, 6]
         with pytest.raises(ZeroDivisionError):
             next(upcoming)
@@ -46,7 +46,7 @@ def test_nothing_runs_after_the_end() -> None:
         return number
 
     before = threading.active_count()
-    with contextlib.suppress(KeyError), ahead(make, range(1000)) as upcoming:
+    with contextlib.suppress(KeyError), prefetch(make, range(1000)) as upcoming:
         raise KeyError(next(upcoming))
     assert threading.active_count() == before
     count = len(made)

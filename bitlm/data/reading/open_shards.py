@@ -24,7 +24,7 @@ class _Held:
     copy: Copy
 
 
-class Shelf:
+class OpenShards:
     """Safe to use from several threads, as long as one alone calls ``hold``."""
 
     def __init__(self, files: Sequence[FileEntry], tokens: Sequence[int], num_bits: int, bring: Bring) -> None:
@@ -48,7 +48,7 @@ class Shelf:
         held = self._held.get(number)
         return self._once(number) if held is None else nullcontext(held.shard)
 
-    def hold(self, now: Iterable[int], soon: Iterable[int] = ()) -> None:
+    def keep(self, now: Iterable[int], soon: Iterable[int] = ()) -> None:
         """Keep these shards at hand and let go of all others: those for ``now`` are there on return, those for ``soon``
         come in the background, as far as there is room. A fault met there is raised at the next call."""
         now, soon = set(now), set(soon)
@@ -108,10 +108,10 @@ class Shelf:
         return _Held(shard, copy)
 
 
-def open_shelves(
+def open_splits(
     store: Store, record: Record, splits: dict[str, dict], num_bits: int, window_shards: int, cache_bytes: int | None
-) -> dict[str, Shelf]:
-    """The shelves of a tokens artifact's splits (those of its ``tokens.json``).
+) -> dict[str, OpenShards]:
+    """The shards of a tokens artifact's splits (those of its ``tokens.json``).
 
     Local shards stay where they are. Copies of remote ones take at most ``cache_bytes``; by default as much as two
     windows of training shards and one validation shard. Raises ConfigError where that is less than one window and one.
@@ -124,7 +124,7 @@ def open_shelves(
         for split, limit in _limits(files, window_shards, cache_bytes).items():
             bring[split] = _remote(store, record, Cache(storage.join(cache_folder(record), "bounded", split), limit))
     return {
-        split: Shelf(files[split], [shard["tokens"] for shard in found["shards"]], num_bits, bring[split])
+        split: OpenShards(files[split], [shard["tokens"] for shard in found["shards"]], num_bits, bring[split])
         for split, found in splits.items()
     }
 
