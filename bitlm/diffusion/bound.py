@@ -85,14 +85,15 @@ def validation_nats(
     model: "BitLMForCausalLM",
     input_ids: Tensor,
     attention_mask: Tensor | None,
-    loss_blocks: Tensor | None,
+    loss_tokens: Tensor | None,
     seed: int,
     indices: Sequence[int],
     *,
     strata: int = 4,
     stagger: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """ids [b, L] → per sequence: nats of each slot over its loss blocks [b, m] (float64), and these blocks' number [b].
+    """ids [b, L] → per sequence: nats of the tokens that carry loss, summed for each slot of the blocks [b, m]
+    (float64), and the number of these tokens [b, m].
 
     Diffusion head: the bound, with ``strata`` noise levels per block keyed by (seed, index). LM head: cross-entropy.
     Goes through ``model.forward``, so it works on a sharded model; puts the model's mode back.
@@ -107,12 +108,11 @@ def validation_nats(
         noise, weights = noise.to(input_ids.device), weights.to(input_ids.device)
     training = model.training
     model.eval()
-    output = model(input_ids, attention_mask, noise=noise, loss_blocks=loss_blocks, objective="x")
+    output = model(input_ids, attention_mask, noise=noise, loss_tokens=loss_tokens, objective="x")
     model.train(training)
     nats = output.slot_loss.double()  # [b, N, draws, m]
     nats = nats.squeeze(2) if noise is None else (nats * weights).sum(2) + tail_nats(config.num_bits)
-    chosen = output.in_loss
-    return (nats * chosen[..., None]).sum(1), chosen.sum(1)
+    return (nats * output.in_loss).sum(1), output.in_loss.sum(1)
 
 
 def nats_per_token(
@@ -125,35 +125,37 @@ def nats_per_token(
 ) -> Bound:
     """The bound of the diffusion head, or the LM head's cross-entropy, in nats per token.
 
-    batches: of (input_ids [b, L], attention_mask [b, L] or None, loss_blocks [b, N] or None for all, the sequences'
+    batches: of (input_ids [b, L], attention_mask [b, L] or None, loss_tokens [b, L] or None for all, the sequences'
         indices), as ``BitLMForCausalLM.forward`` takes them. Noise belongs to (seed, index), so that how sequences are
         put into batches changes nothing.
     strata: noise levels per block; more make the standard error smaller, at a head pass each.
     stagger: 0 to 1, the path (see above); the LM head has none.
 
-    Raises ConfigError if no block carries loss, or the number of indices is not that of the sequences.
+    Raises ConfigError if no token carries loss, or the number of indices is not that of the sequences.
     """
     parts = [
         validation_nats(model, *tensors, seed, indices, strata=strata, stagger=stagger) for *tensors, indices in batches
     ]
-    return combine(torch.cat([nats for nats, _ in parts]), torch.cat([blocks for _, blocks in parts]))
+    return combine(torch.cat([nats for nats, _ in parts]), torch.cat([tokens for _, tokens in parts]))
 
 
-def combine(nats: Tensor, blocks: Tensor) -> Bound:
-    """Sums per sequence, nats [sequences, m] over so many blocks [sequences] → the ratio estimates.
+def combine(nats: Tensor, tokens: Tensor) -> Bound:
+    """Sums per sequence and slot, nats [sequences, m] over so many tokens [sequences, m] → the ratio estimates, NaN for
+    a slot without a token.
 
-    Raises ConfigError if there is no block.
+    Raises ConfigError if there is no token at all.
     """
-    if int(blocks.sum()) == 0:
+    if int(tokens.sum()) == 0:
         raise ConfigError("no token carries loss: there is nothing to average")
-    m = nats.shape[1]
-    slots = tuple(_ratio(nats[:, slot], blocks) for slot in range(m))
-    return Bound(*_ratio(nats.sum(1), blocks * m), slots)
+    slots = tuple(_ratio(nats[:, slot], tokens[:, slot]) for slot in range(nats.shape[1]))
+    return Bound(*_ratio(nats.sum(1), tokens.sum(1)), slots)
 
 
 def _ratio(nats: Tensor, tokens: Tensor) -> Nats:
     """Both [sequences]: Σ nats / Σ tokens with the standard error of a ratio estimate."""
     count = int(tokens.sum())
+    if count == 0:
+        return Nats(math.nan, math.nan)
     mean = float(nats.sum()) / count
     n = len(nats)
     if n == 1:

@@ -9,12 +9,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """ids [b, L]; ``attention_mask`` [b, L] 0 on padding; ``loss_blocks`` [b, N] True where loss is taken (None: all);
+    """ids [b, L]; ``attention_mask`` [b, L] 0 on padding; ``loss_tokens`` [b, L] True where loss is taken (None: all);
     the ``indices`` and ``epochs`` of the rows, to which their noise belongs."""
 
     input_ids: Tensor
     attention_mask: Tensor | None
-    loss_blocks: Tensor | None
+    loss_tokens: Tensor | None
     indices: list[int]
     epochs: list[int]
 
@@ -30,12 +30,12 @@ class Batch:
         for start in range(0, len(self), rows):
             part = slice(start, start + rows)
             mask = None if self.attention_mask is None else self.attention_mask[part]
-            blocks = None if self.loss_blocks is None else self.loss_blocks[part]
-            yield Batch(self.input_ids[part], mask, blocks, self.indices[part], self.epochs[part])
+            in_loss = None if self.loss_tokens is None else self.loss_tokens[part]
+            yield Batch(self.input_ids[part], mask, in_loss, self.indices[part], self.epochs[part])
 
     def to(self, device: torch.device) -> "Batch":
         moved = (
             None if tensor is None else tensor.to(device, non_blocking=True)
-            for tensor in (self.input_ids, self.attention_mask, self.loss_blocks)
+            for tensor in (self.input_ids, self.attention_mask, self.loss_tokens)
         )
         return Batch(*moved, self.indices, self.epochs)

@@ -27,10 +27,10 @@ from bitlm.model.head import DiffusionHead, Prepared
 
 @dataclass
 class BitLMOutput(ModelOutput):
-    """``loss`` = ``loss_sum`` / ``loss_count`` (0 without loss blocks). The sum runs over the loss blocks of the call,
-    each the mean over its slots and noise draws, and the count is their number: summing both over micro-batches and
+    """``loss`` = ``loss_sum`` / ``loss_count`` (0 without loss tokens). The sum runs over the tokens of the call that
+    carry loss, each the mean over its noise draws, and the count is their number: summing both over micro-batches and
     ranks combines them exactly. ``slot_loss`` [b, N, draws, m] (draws = m = 1 for the LM head) is detached and 0
-    outside the loss blocks, which ``in_loss`` [b, N] marks."""
+    for tokens without loss; ``in_loss`` [b, N, m] is True for the others."""
 
     loss: Tensor | None = None
     loss_sum: Tensor | None = None
@@ -178,16 +178,17 @@ class BitLMForCausalLM(PreTrainedModel):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         noise: Noise | None = None,
-        loss_blocks: Tensor | None = None,
+        loss_tokens: Tensor | None = None,
         objective: Loss | None = None,
     ) -> BitLMOutput:
         """The training loss of ids [b, L] in one teacher-forced pass; the targets are the ids themselves.
 
-        A block carries loss if all its tokens are real, none of its ``labels`` [b, L] is -100 (their other values are
-        not read) and ``loss_blocks`` [b, N] is True there. Without ``noise`` (which the LM head ignores) the diffusion
+        A token carries loss if its block has no padding, its label in ``labels`` [b, L] is not -100 (other values are
+        not read) and ``loss_tokens`` [b, L] is True there. Without ``noise`` (which the LM head ignores) the diffusion
         head takes some keyed by torch's global random state. ``objective`` replaces the diffusion head's own loss.
         """
-        chosen = self._loss_blocks(input_ids, attention_mask, labels, loss_blocks)  # [b, N] or None = all
+        in_loss = self._in_loss(input_ids, attention_mask, labels, loss_tokens)  # [b, N, m] or None = all
+        chosen = None if in_loss is None else in_loss.any(-1)  # [b, N]: blocks with at least one such token
         context = self.context(input_ids, attention_mask)
         b, N, m, _ = context.shape
         targets = input_ids.view(b, N, m)
@@ -201,7 +202,7 @@ class BitLMForCausalLM(PreTrainedModel):
             noise = (noise or self._fresh_noise(b, N)).to(context.device)
             noise = Noise(*(x.flatten(0, 1) if chosen is None else x[chosen] for x in (noise.eps, noise.t, noise.drop)))
             losses = self._slot_losses(context, targets, noise, objective or self.config.loss)  # [n, draws, m]
-        return _collect(losses, chosen, (b, N))
+        return _collect(losses, in_loss, (b, N))
 
     def token_nll(self, context: Tensor, targets: Tensor) -> Tensor:
         """LM head: C [..., D] and ids [...] → exact -log p, nats [...]."""
@@ -222,15 +223,16 @@ class BitLMForCausalLM(PreTrainedModel):
         logits = self.head(*inputs).view(noisy.shape)
         return bit_loss(logits, clean, noise.t[..., None], objective, self.config.t_min)
 
-    def _loss_blocks(
-        self, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor | None, loss_blocks: Tensor | None
+    def _in_loss(
+        self, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor | None, loss_tokens: Tensor | None
     ) -> Tensor | None:
         blocks = (len(input_ids), -1, self.config.block_size)
-        conditions = [] if loss_blocks is None else [loss_blocks.bool()]
+        conditions = [] if loss_tokens is None else [loss_tokens.bool().view(blocks)]
         if attention_mask is not None:
-            conditions.append(attention_mask.bool().view(blocks).all(-1))
+            real = attention_mask.bool().view(blocks)
+            conditions.append(real.all(-1, keepdim=True).expand_as(real))
         if labels is not None:
-            conditions.append((labels != -100).view(blocks).all(-1))
+            conditions.append((labels != -100).view(blocks))
         return torch.stack(conditions).all(0) if conditions else None
 
     def _fresh_noise(self, b: int, N: int) -> Noise:
@@ -243,18 +245,18 @@ class BitLMForCausalLM(PreTrainedModel):
     stream = stream_blocks
 
 
-def _collect(losses: Tensor, chosen: Tensor | None, shape: tuple[int, int]) -> BitLMOutput:
-    """Losses [n, draws, m] of the chosen blocks → sums and the full grid."""
-    if chosen is None:
-        chosen = torch.ones(shape, dtype=torch.bool, device=losses.device)
-        grid = losses.detach().view(*shape, *losses.shape[1:])
-    else:
-        grid = losses.new_zeros(*shape, *losses.shape[1:])
-        grid[chosen] = losses.detach()
-    total = losses.mean(dim=(1, 2)).sum()
-    count = torch.tensor(len(losses), device=losses.device)
+def _collect(losses: Tensor, in_loss: Tensor | None, shape: tuple[int, int]) -> BitLMOutput:
+    """Losses [n, draws, m] of the n blocks with a token in the loss, of all (b, N) for ``in_loss`` = None → sums over
+    the tokens in the loss, and the full grid."""
+    if in_loss is None:
+        in_loss = torch.ones(*shape, losses.shape[-1], dtype=torch.bool, device=losses.device)
+    chosen = in_loss.any(-1)
+    losses = torch.where(in_loss[chosen][:, None], losses, 0)
+    grid = losses.new_zeros(*shape, *losses.shape[1:])
+    grid[chosen] = losses.detach()
+    total, count = losses.mean(dim=1).sum(), in_loss.sum()
     loss = total / count.clamp(min=1)
-    return BitLMOutput(loss=loss, loss_sum=total, loss_count=count, slot_loss=grid, in_loss=chosen)
+    return BitLMOutput(loss=loss, loss_sum=total, loss_count=count, slot_loss=grid, in_loss=in_loss)
 
 
 AutoConfig.register("bitlm", BitLMConfig)

@@ -1,6 +1,6 @@
 """One optimizer step over a global batch that is spread over ranks and micro-batches.
 
-The loss is the mean over all loss blocks of the GLOBAL batch: every micro-batch adds the gradient of its sum, and the
+The loss is the mean over all loss tokens of the GLOBAL batch: every micro-batch adds the gradient of its sum, and the
 sum over ranks is divided once by the global count. Ranks and micro-batches therefore change only float rounding.
 """
 
@@ -37,17 +37,17 @@ def train_step(
 ) -> StepResult:
     """``batch`` is this rank's share. Raises BitLMError naming the step where loss or gradient is not finite."""
     device = next(model.parameters()).device
-    sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, loss blocks, tokens
+    sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, tokens that carry it, tokens fed
     for part in batch.split(config.execution.micro_batch_size):
         part = part.to(device)
         noise = _noise(model, part, config)
         with precision_context(device, config):
-            output = model(part.input_ids, part.attention_mask, noise=noise, loss_blocks=part.loss_blocks)
+            output = model(part.input_ids, part.attention_mask, noise=noise, loss_tokens=part.loss_tokens)
         output.loss_sum.backward()
         found = output.loss_sum.detach(), output.loss_count, torch.tensor(part.tokens(), device=device)
         sums += torch.stack([value.double() for value in found])
     total, count, tokens = ranks.sum_(sums).tolist()
-    assert count > 0, f"step {step}: no block of the batch carries loss"
+    assert count > 0, f"step {step}: no token of the batch carries loss"
     loss = total / count
     norm = _scale_and_clip(model, ranks.world() / count, config.grad_clip) if math.isfinite(loss) else math.nan
     if not math.isfinite(norm):

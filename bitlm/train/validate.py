@@ -28,13 +28,13 @@ def validate(model: BitLMForCausalLM, batches: Batches, config: TrainConfig) -> 
     results = _nats(model, batches, fed, config)[: len(own)]
     everywhere = sorted(each for part in ranks.gather(list(zip(own, results, strict=True))) for each in part)
     nats = torch.tensor([totals for _, (totals, _) in everywhere], dtype=torch.float64)
-    blocks = torch.tensor([number for _, (_, number) in everywhere])
-    found = combine(nats, blocks)
+    tokens = torch.tensor([counts for _, (_, counts) in everywhere])
+    found = combine(nats, tokens)
     figures: dict[str, Any] = {
         "validation_nats_per_token": found.mean,
         "validation_standard_error": found.stderr if math.isfinite(found.stderr) else None,
     }
-    if len(found.slots) > 1:
+    if len(found.slots) > 1 and tokens.sum(0).all():
         figures["validation_nats_per_slot"] = [slot.mean for slot in found.slots]
     if batches.bytes_per_token is not None:
         figures["bits_per_byte"] = found.bits_per_byte(batches.bytes_per_token)
@@ -50,16 +50,16 @@ def spread(available: int, count: int) -> list[int]:
 
 def _nats(
     model: BitLMForCausalLM, batches: Batches, indices: list[int], config: TrainConfig
-) -> list[tuple[list[float], int]]:
-    """Per sequence: nats of each slot over its loss blocks, and their number."""
+) -> list[tuple[list[float], list[int]]]:
+    """Per sequence: nats of the tokens that carry loss, summed for each slot of the blocks, and their number."""
     device = next(model.parameters()).device
     size = config.execution.micro_batch_size or config.batch_size // ranks.world()
     results = []
     for start in range(0, len(indices), size):
         batch = batches.validation(indices[start : start + size]).to(device)
         with precision_context(device, config):
-            nats, blocks = validation_nats(
-                model, batch.input_ids, batch.attention_mask, batch.loss_blocks, SEED, batch.indices
+            nats, tokens = validation_nats(
+                model, batch.input_ids, batch.attention_mask, batch.loss_tokens, SEED, batch.indices
             )
-        results += zip(nats.tolist(), blocks.tolist(), strict=True)
+        results += zip(nats.tolist(), tokens.tolist(), strict=True)
     return results

@@ -40,13 +40,13 @@ class ToyModel:
     def train(self, mode: bool) -> None:
         self.training = mode
 
-    def __call__(self, ids, attention_mask, *, noise, loss_blocks, objective) -> SimpleNamespace:
+    def __call__(self, ids, attention_mask, *, noise, loss_tokens, objective) -> SimpleNamespace:
         assert objective == "x"
         clean = self.source.words[ids[:, ::M]][:, :, None]  # the first id of a block names the word
         t = noise.t[..., None]
         estimate = self.damage * self.source.denoise((1 - t) * clean + t * noise.eps, t)
-        chosen = torch.ones(ids.shape[0], N, dtype=torch.bool) if loss_blocks is None else loss_blocks
-        return SimpleNamespace(slot_loss=((estimate - clean) ** 2).mean(-1), in_loss=chosen)
+        in_loss = torch.ones(ids.shape, dtype=torch.bool) if loss_tokens is None else loss_tokens
+        return SimpleNamespace(slot_loss=((estimate - clean) ** 2).mean(-1), in_loss=in_loss.view(-1, N, M))
 
 
 def words(source: Mixture, sequences: int) -> torch.Tensor:
@@ -145,21 +145,25 @@ def test_slots_start_one_after_the_other(stagger: float) -> None:
 
 
 @pytest.mark.parametrize("head", ["diffusion", "lm"])
-def test_validation_sums_loss_blocks_per_sequence_and_not_by_batch(head: str) -> None:
+def test_validation_sums_loss_tokens_per_sequence_and_not_by_batch(head: str) -> None:
     torch.manual_seed(0)
     m = 1 if head == "lm" else 4
     model = BitLMForCausalLM(BitLMConfig(head=head, block_size=m))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     ids = torch.randint(0, 256, (3, 16))
-    chosen = torch.rand(3, 16 // m) < 0.6
-    nats, blocks = validation_nats(model, ids, None, chosen, 0, [4, 5, 6])
+    chosen = torch.rand(3, 16) < 0.6
+    nats, tokens = validation_nats(model, ids, None, chosen, 0, [4, 5, 6])
     assert model.training
     assert nats.shape == (3, m)
-    assert blocks.tolist() == chosen.sum(1).tolist()
+    assert tokens.tolist() == chosen.view(3, 16 // m, m).sum(1).tolist()
+    each = [torch.arange(16) == position for position in range(16)]
+    alone = [validation_nats(model, ids, None, one.expand(3, -1), 0, [4, 5, 6])[0].sum(1) for one in each]
+    by_token = (torch.stack(alone, 1) * chosen).view(3, 16 // m, m).sum(1)
+    torch.testing.assert_close(nats, by_token, rtol=1e-5, atol=0)
     for i in range(3):
         alone, count = validation_nats(model, ids[i : i + 1], None, chosen[i : i + 1], 0, [4 + i])
-        assert count == blocks[i]
+        assert count[0].tolist() == tokens[i].tolist()
         torch.testing.assert_close(alone[0], nats[i], rtol=1e-5, atol=0)
     again, _ = validation_nats(model, ids, None, chosen, 0, [4, 5, 6])
     assert torch.equal(again, nats)
@@ -171,8 +175,8 @@ def test_validation_sums_loss_blocks_per_sequence_and_not_by_batch(head: str) ->
 
 
 def test_combining_is_a_ratio_of_sums() -> None:
-    nats, blocks = torch.tensor([[4.0, 6.0], [30.0, 10.0], [9.0, 9.0]]), torch.tensor([5, 10, 6])
-    found = combine(nats, blocks)
+    nats, tokens = torch.tensor([[4.0, 6.0], [30.0, 10.0], [9.0, 9.0]]), torch.tensor([[5, 5], [10, 10], [6, 6]])
+    found = combine(nats, tokens)
     assert found.mean == pytest.approx(68 / 42)
     residuals = [10 - 10 * 68 / 42, 40 - 20 * 68 / 42, 18 - 12 * 68 / 42]
     assert found.stderr == pytest.approx(math.sqrt(sum(r * r for r in residuals) * 3 / 2) / 42)
@@ -180,9 +184,20 @@ def test_combining_is_a_ratio_of_sums() -> None:
     residuals = [4 - 5 * 43 / 21, 30 - 10 * 43 / 21, 9 - 6 * 43 / 21]
     assert found.slots[0].stderr == pytest.approx(math.sqrt(sum(r * r for r in residuals) * 3 / 2) / 21)
     assert found.bits_per_byte(4.0) == pytest.approx(68 / 42 / math.log(2) / 4)
-    assert combine(nats[:1], blocks[:1]) == Bound(1.0, math.inf, ((0.8, math.inf), (1.2, math.inf)))
+    assert combine(nats[:1], tokens[:1]) == Bound(1.0, math.inf, ((0.8, math.inf), (1.2, math.inf)))
+    unequal = combine(nats, torch.tensor([[5, 4], [10, 10], [6, 5]]))
+    assert unequal.mean == pytest.approx(68 / 40)
+    assert [slot.mean for slot in unequal.slots] == pytest.approx([43 / 21, 25 / 19])
+    residuals = [6 - 4 * 25 / 19, 10 - 10 * 25 / 19, 9 - 5 * 25 / 19]
+    assert unequal.slots[1].stderr == pytest.approx(math.sqrt(sum(r * r for r in residuals) * 3 / 2) / 19)
     with pytest.raises(ConfigError, match="no token"):
-        combine(torch.zeros(2, 1), torch.zeros(2, dtype=torch.long))
+        combine(torch.zeros(2, 1), torch.zeros(2, 1, dtype=torch.long))
+
+
+def test_a_slot_without_tokens_has_no_figure() -> None:
+    found = combine(torch.tensor([[4.0, 0.0]]), torch.tensor([[2, 0]]))
+    assert found.mean == 2.0
+    assert math.isnan(found.slots[1].mean)
 
 
 def test_one_index_per_sequence() -> None:

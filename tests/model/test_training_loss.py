@@ -62,8 +62,8 @@ def test_loss_is_the_hand_loop(build: Build, objective: str) -> None:
     expected = torch.tensor(by_hand)
     output = model(ids, noise=noise)
     torch.testing.assert_close(output.slot_loss.mean((-2, -1)), expected, rtol=2e-3, atol=1e-5)
-    assert output.loss_count == 8
-    assert output.loss_sum.item() == pytest.approx(expected.sum().item(), rel=1e-3)
+    assert output.loss_count == 32
+    assert output.loss_sum.item() == pytest.approx(4 * expected.sum().item(), rel=1e-3)
     assert output.loss.item() == pytest.approx(expected.mean().item(), rel=1e-3)
 
 
@@ -105,31 +105,40 @@ def test_equal_levels_in_all_slots_are_the_shared_level(build: Build, objective:
 
 
 @torch.no_grad()
-def test_only_chosen_blocks_count_and_micro_batches_add_up(build: Build) -> None:
-    model, ids, noise = build(), batch(), noise_for(3, 4)
-    full = model(ids, noise=noise)
-    chosen = torch.tensor([[0, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]]).bool()
-    output = model(ids, noise=noise, loss_blocks=chosen)
-    torch.testing.assert_close(output.slot_loss, full.slot_loss * chosen[..., None, None], rtol=0, atol=1e-4)
-    assert output.loss_count == 6
-    labels = ids.masked_fill(~chosen.repeat_interleave(4, dim=1), -100)
-    labels[0, 0] = 7  # part of a block is not a block
+@pytest.mark.parametrize("options", HEADS)
+def test_only_chosen_tokens_count_and_micro_batches_add_up(build: Build, options: dict) -> None:
+    model, ids = build(**options), batch()
+    m, noise = model.config.block_size, noise_for(3, 4)
+    full = model(ids, noise=noise).slot_loss  # [b, N, draws, m]
+    chosen = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1, 0, 1, 1, 0, 0, 0, 1], [0] * 16, [1] * 16]).bool()
+    output = model(ids, noise=noise, loss_tokens=chosen)
+    total, losses = 0.0, torch.zeros_like(full)
+    for row, position in chosen.nonzero().tolist():  # one token at a time
+        place = row, position // m, slice(None), position % m
+        losses[place] = full[place]
+        total += full[place].mean().item()
+    torch.testing.assert_close(output.slot_loss, losses, rtol=1e-4, atol=1e-4)
+    assert output.in_loss.flatten(1).tolist() == chosen.tolist()
+    assert output.loss_count == 24
+    assert output.loss_sum.item() == pytest.approx(total, rel=1e-4)
+    assert output.loss.item() == pytest.approx(total / 24, rel=1e-4)
+    labels = ids.masked_fill(~chosen, -100)
     assert model(ids, noise=noise, labels=labels).loss_sum == output.loss_sum
     rows = [
         model(ids[i : i + 1], noise=Noise(*(x[i : i + 1] for x in (noise.eps, noise.t, noise.drop))),
-              loss_blocks=chosen[i : i + 1])
+              loss_tokens=chosen[i : i + 1])
         for i in range(3)
     ]  # fmt: skip
     assert rows[1].loss == 0
-    assert sum(row.loss_count for row in rows) == 6
+    assert sum(row.loss_count for row in rows) == 24
     assert sum(row.loss_sum.item() for row in rows) == pytest.approx(output.loss_sum.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("options", HEADS)
-def test_a_call_without_loss_blocks_still_trains(build: Build, options: dict) -> None:
+def test_a_call_without_loss_tokens_still_trains(build: Build, options: dict) -> None:
     model, ids = build(**options), batch(1)
     noise = noise_for(1, 4) if model.config.head == "diffusion" else None
-    output = model(ids, noise=noise, loss_blocks=torch.zeros(1, 16 // model.config.block_size, dtype=torch.bool))
+    output = model(ids, noise=noise, loss_tokens=torch.zeros(1, 16, dtype=torch.bool))
     output.loss_sum.backward()
     assert output.loss == 0
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
@@ -140,7 +149,7 @@ def test_blocks_with_padding_carry_no_loss(build: Build) -> None:
     model, noise = build(), noise_for(1, 4)
     mask = torch.tensor([[0] * 6 + [1] * 10])
     output = model(batch(1), attention_mask=mask, noise=noise)
-    assert output.in_loss.tolist() == [[False, False, True, True]]
+    assert output.in_loss.tolist() == [[[False] * 4, [False] * 4, [True] * 4, [True] * 4]]
 
 
 @torch.no_grad()

@@ -48,7 +48,7 @@ class ToyBatches:
         padding = index % 3  # tokens of padding
         mask = (torch.arange(LENGTH)[None] >= padding).long()
         blocks = torch.arange(LENGTH // self.m)[None] >= LENGTH // self.m - 1 - index % 2
-        return Batch(ids, mask, blocks, indices, epochs)
+        return Batch(ids, mask, blocks.repeat_interleave(self.m, dim=1), indices, epochs)
 
 
 def toy_model(head: str) -> BitLMForCausalLM:

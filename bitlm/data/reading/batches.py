@@ -80,7 +80,7 @@ class FinetuneBatches:
         self.validation_count = len(validation)
 
     def train(self, positions: Sequence[int]) -> Batch:
-        """ids [b, L], attention_mask [b, L] and loss_blocks [b, N] at positions of the training order."""
+        """ids [b, L], attention_mask [b, L] and loss_tokens [b, L] at positions of the training order."""
         indices, epochs = self._order(positions)
         return self._batch(self._train, indices.tolist(), epochs.tolist())
 

@@ -21,8 +21,7 @@ from bitlm.data.summaries.prompts import encode_prompts, encode_summaries, row_l
 from bitlm.errors import ArtifactError, ConfigError
 
 EXAMPLES = [
-    Example(f"Document {i}. " + "word of it " * (i % 13), f"Summary number {i} " * (1 + i % 7), str(i))
-    for i in range(23)
+    Example(f"Document {i}. " + "word of it " * (i % 13), f"Document {i} of it " * (i % 7), str(i)) for i in range(23)
 ]
 PROMPT = PromptConfig(max_prompt_tokens=30, max_summary_tokens=16, separator=" => ")
 
@@ -56,7 +55,7 @@ def test_pretraining_rows_are_the_sequences_of_the_shards(made: tuple[Store, Rec
     assert batch.input_ids.shape == (2 * len(plain), 16)
     assert batch.input_ids.dtype == torch.int64
     assert batch.attention_mask is None
-    assert batch.loss_blocks is None
+    assert batch.loss_tokens is None
     assert batch.input_ids.tolist() == [plain[i] for i in batch.indices]
     assert batch.epochs == [0] * len(plain) + [1] * len(plain)
     for epoch in (batch.indices[: len(plain)], batch.indices[len(plain) :]):
@@ -156,8 +155,7 @@ def test_finetuning_rows(tokenizer: TextTokenizer, m: int) -> None:
     batches = FinetuneBatches(EXAMPLES, EXAMPLES[:5], tokenizer, PROMPT, m, seed=1)
     batch = batches.train(range(30))
     length = row_length(PROMPT, m)
-    assert batch.input_ids.shape == batch.attention_mask.shape == (30, length)
-    assert batch.loss_blocks.shape == (30, length // m)
+    assert batch.input_ids.shape == batch.attention_mask.shape == batch.loss_tokens.shape == (30, length)
     assert length % m == 0
     separator = tokenizer.encode(PROMPT.separator)
     end = tokenizer.info.end_id
@@ -167,17 +165,28 @@ def test_finetuning_rows(tokenizer: TextTokenizer, m: int) -> None:
         padding = mask.index(1)
         assert mask == [0] * padding + [1] * (length - padding)
         assert set(ids[:padding]) <= {tokenizer.info.pad_id}
-        loss = batch.loss_blocks[row].repeat_interleave(m).tolist()
-        start = loss.index(True)
-        assert loss == [False] * start + [True] * (length - start)
-        prompt, summary = ids[padding:start], ids[start:]
+        loss = batch.loss_tokens[row].tolist()
+        start, fill = loss.index(True), loss[::-1].index(True)
+        assert loss == [False] * start + [True] * (length - start - fill) + [False] * fill
+        assert start % m == 0
+        assert fill < m
+        prompt, summary = ids[padding:start], ids[start : length - fill]
+        assert set(ids[length - fill :]) <= {end}
         assert prompt[-len(separator) :] == separator
         document = tokenizer.encode(EXAMPLES[index].document)
         assert prompt[: -len(separator)] == document[: PROMPT.max_prompt_tokens - len(separator)]
         text = tokenizer.encode(EXAMPLES[index].summary)[: PROMPT.max_summary_tokens - 1]
-        assert summary[: len(text)] == text
-        assert set(summary[len(text) :]) == {end}
-        assert 1 <= len(summary) - len(text) <= m
+        assert summary == [*text, end]
+
+
+def test_both_heads_take_loss_on_the_same_tokens(tokenizer: TextTokenizer) -> None:
+    batches = [FinetuneBatches(EXAMPLES, EXAMPLES, tokenizer, PROMPT, m, seed=1).train(range(23)) for m in (1, 4)]
+    lm, diffusion = (
+        [ids[chosen].tolist() for ids, chosen in zip(b.input_ids, b.loss_tokens, strict=True)] for b in batches
+    )
+    assert lm == diffusion
+    assert len({len(ids) % 4 for ids in lm}) > 2  # with several lengths of fill
+    assert all(ids.count(tokenizer.info.end_id) == 1 for ids in lm)
 
 
 def test_a_row_does_not_depend_on_its_batch(tokenizer: TextTokenizer) -> None:
@@ -186,7 +195,7 @@ def test_a_row_does_not_depend_on_its_batch(tokenizer: TextTokenizer) -> None:
     for position in range(16):
         alone = batches.train([position])
         assert alone.input_ids.equal(whole.input_ids[position : position + 1])
-        assert alone.loss_blocks.equal(whole.loss_blocks[position : position + 1])
+        assert alone.loss_tokens.equal(whole.loss_tokens[position : position + 1])
         assert (alone.indices, alone.epochs) == (whole.indices[position : position + 1], [0])
     assert batches.validation([3]).indices == [3]
 
@@ -197,7 +206,8 @@ def test_prompts_for_generation_are_those_of_training(tokenizer: TextTokenizer) 
         assert len(prompt) <= PROMPT.max_prompt_tokens
         seen = batch.input_ids[row][batch.attention_mask[row].bool()].tolist()
         assert seen[: len(prompt)] == prompt
-        assert seen[len(prompt) :] == encode_summaries(tokenizer, [EXAMPLES[row].summary], PROMPT, 4)[0]
+        summary = encode_summaries(tokenizer, [EXAMPLES[row].summary], PROMPT)[0]
+        assert seen[len(prompt) :] == summary + [tokenizer.info.end_id] * (-len(summary) % 4)
 
 
 def test_a_separator_without_room_is_refused(tokenizer: TextTokenizer) -> None:
