@@ -32,8 +32,7 @@ def show_run(summaries: Sequence[Mapping[str, Any]], root: str) -> None:
 
 def _show_report(artifact_id: str, store: Store) -> None:
     record = store.load(artifact_id)
-    with open(store.checked(record, "results.json"), encoding="utf8") as file:
-        results = json.load(file)
+    results = json.loads(store.read_bytes(record, "results.json"))
     STDOUT.print(terminal([Row.model_validate(row) for row in results["rows"]]))
     STDOUT.print("\nlineage", style="bold")
     STDOUT.print(tree(store, record), highlight=False, markup=False, soft_wrap=True)

@@ -6,7 +6,6 @@ killed goes on with the batches that are missing.
 
 import json
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -20,7 +19,7 @@ from bitlm import errors, storage
 from bitlm.artifacts.record import Record
 from bitlm.artifacts.work import Work
 from bitlm.config import EvaluateConfig
-from bitlm.data.shards.tokenizer import TextTokenizer
+from bitlm.data.shards.tokenizer import TextTokenizer, load_tokenizer
 from bitlm.data.summaries.examples import Example, read_examples
 from bitlm.data.summaries.prompts import encode_prompts
 from bitlm.errors import ArtifactError, BitLMError, SourceError
@@ -80,11 +79,9 @@ def _generate(step: Step, run: Run, parts: str, examples: Sequence[Example]) -> 
 
 def _tokenizer(run: Run, model: Record, tokenizer: Record) -> TextTokenizer:
     """The tokenizer artifact's, which must be the model's own."""
-    run.store.checked(tokenizer, "tokenizer.json")
-    found = TextTokenizer.load(os.path.dirname(run.store.checked(tokenizer, "tokenizer_info.json")))
-    with open(run.store.checked(model, "model/tokenizer_info.json"), encoding="utf-8") as file:
-        if json.load(file)["sha256"] != found.info.sha256:
-            raise ArtifactError(f"{model.id} was not trained with {tokenizer.id}: give the tokenizer it was made from")
+    found = load_tokenizer(run.store, tokenizer)
+    if json.loads(run.store.read_bytes(model, "model/tokenizer_info.json"))["sha256"] != found.info.sha256:
+        raise ArtifactError(f"{model.id} was not trained with {tokenizer.id}: give the tokenizer it was made from")
     return found
 
 

@@ -44,8 +44,7 @@ def _start(step: Step, run: Run, tokenizer: Record) -> Start | None:
 
 
 def _check_enough(store: Store, tokens: Record, config: PretrainConfig) -> None:
-    with open(store.checked(tokens, TOKENS_FILE), "rb") as file:
-        splits = json.load(file)["splits"]
+    splits = json.loads(store.read_bytes(tokens, TOKENS_FILE))["splits"]
     for split, least, why in (
         ("train", config.batch_size, f"one batch of pretrain.batch_size = {config.batch_size}"),
         ("validation", 1, "one validation"),

@@ -47,8 +47,7 @@ def show(record: Record, run: Run) -> None:
 
 
 def _read(record: Record, run: Run, name: str) -> str:
-    with open(run.store.checked(record, name), encoding="utf8") as file:
-        return file.read()
+    return run.store.read_bytes(record, name).decode()
 
 
 def _inputs(step: Step, run: Run, prefix: str) -> list[Record]:

@@ -1,6 +1,7 @@
 """What a worker trains, made in the worker from plain data. Workers load this module, so it needs no Prefect."""
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from bitlm.config import FinetuneConfig, Head, ModelConfig, PretrainConfig, Prom
 from bitlm.data.reading.batches import open_finetune, open_pretrain
 from bitlm.data.reading.unigram import unigram_counts
 from bitlm.data.shards.tokenizer import INFO_FILE, TOKENIZER_FILE, load_tokenizer
-from bitlm.data.shards.units import TOKENS_FILE
 from bitlm.errors import ConfigError
 from bitlm.model import weights
 from bitlm.model.config import BitLMConfig
@@ -30,10 +30,14 @@ class Start:
     record: Record | None
     state: dict[str, Any] | None
 
-    def folder(self, store: Store) -> Path:
-        if self.record is not None:
-            return Path(store.checked_folder(self.record, "model"))
-        return weights.fetch(self.source, self.state)
+    @contextmanager
+    def folder(self, store: Store) -> Iterator[Path]:
+        """A local folder with the weights, which may be removed after the context."""
+        if self.record is None:
+            yield weights.fetch(self.source, self.state)
+        else:
+            with store.local_folder(self.record, "model") as folder:
+                yield Path(folder)
 
 
 def pretrain_setup(
@@ -48,22 +52,19 @@ def pretrain_setup(
         pad_id=info.pad_id,
     )  # fmt: skip
 
+    batches = open_pretrain(store, tokens, config)
+
     def untrained() -> BitLMForCausalLM:
         torch.manual_seed(config.seed)
         made = BitLMForCausalLM(described)
         if start is not None:
-            take_backbone(made, start.folder(store), start.source)
+            with start.folder(store) as folder:
+                take_backbone(made, folder, start.source)
         if head == "diffusion" and described.denoiser.startswith("codebook"):
-            made.set_unigram(_counts(store, tokens, described.vocab_size))
+            made.set_unigram(unigram_counts(batches.training_shards(), described.vocab_size))
         return made
 
-    return Setup(config, untrained, open_pretrain(store, tokens, config), checkpoints, out, _beside(store, tokenizer))
-
-
-def _counts(store: Store, tokens: Record, vocab_size: int) -> torch.Tensor:
-    with open(store.checked(tokens, TOKENS_FILE), "rb") as file:
-        shards = json.load(file)["splits"]["train"]["shards"]
-    return unigram_counts((store.checked(tokens, shard["path"]) for shard in shards), vocab_size)
+    return Setup(config, untrained, batches, checkpoints, out, _beside(store, tokenizer))
 
 
 def finetune_setup(
@@ -72,8 +73,8 @@ def finetune_setup(
 ) -> Setup:  # fmt: skip
     """A pretrained model and summaries. Raises ConfigError where its blocks and the prompt's lengths do not fit."""
     store = Store(root)
-    folder = store.checked_folder(pretrained, "model")
-    m = BitLMConfig.from_pretrained(folder).block_size
+    with store.local_folder(pretrained, "model") as folder:
+        m = BitLMConfig.from_pretrained(folder).block_size
     if prompt.max_summary_tokens % m:
         raise ConfigError(
             f"prompt.max_summary_tokens = {prompt.max_summary_tokens} is not a whole number of the blocks of {m} "
@@ -81,7 +82,8 @@ def finetune_setup(
         )
 
     def trained() -> BitLMForCausalLM:
-        model = BitLMForCausalLM.load(folder)
+        with store.local_folder(pretrained, "model") as folder:
+            model = BitLMForCausalLM.load(folder)
         model.config.use_diffusion(config.diffusion)
         return model
 
@@ -91,8 +93,4 @@ def finetune_setup(
 
 def _beside(store: Store, tokenizer: Record) -> dict[str, bytes]:
     """The tokenizer's files, which a model's folder holds too."""
-    found = {}
-    for name in (TOKENIZER_FILE, INFO_FILE):
-        with open(store.checked(tokenizer, name), "rb") as file:
-            found[name] = file.read()
-    return found
+    return {name: store.read_bytes(tokenizer, name) for name in (TOKENIZER_FILE, INFO_FILE)}

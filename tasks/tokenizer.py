@@ -11,7 +11,7 @@ from bitlm.artifacts.work import Work
 from bitlm.data.shards import tokenizer
 from bitlm.data.sources import corpus
 from bitlm.data.sources.corpus import load_corpus
-from bitlm.data.sources.rows import read_rows
+from bitlm.data.sources.rows import Row, read_rows
 from bitlm.data.sources.splits import digest, text_split
 from bitlm.errors import SourceError
 from bitlm.steps import Step
@@ -37,10 +37,11 @@ def build(step: Step, run: Run, work: Work) -> dict[str, Any]:
 def _texts(run: Run, record: Record, metrics: dict[str, Any]) -> Iterator[str]:
     """Texts of the train split in order; fills in how many there were."""
     described = load_corpus(run.store, record)
-    excluded = set(pq.read_table(run.store.checked(record, corpus.EXCLUDED_FILE))["text_sha256"].to_pylist())
+    with run.store.local_file(record, corpus.EXCLUDED_FILE) as path:
+        excluded = set(pq.read_table(path)["text_sha256"].to_pylist())
     metrics |= {"trained_documents": 0, "trained_characters": 0}
     for file in described.files:
-        for rows in read_rows(corpus.locate(run.store, record, file), file.format, described.text_column, None):
+        for rows in _read_file(run, record, file, described.text_column):
             for row in rows:
                 if row.reason is not None:
                     continue
@@ -55,6 +56,11 @@ def _texts(run: Run, record: Record, metrics: dict[str, Any]) -> Iterator[str]:
             run.progress.update(0.0, f"{metrics['trained_characters']:,} characters read")
     if metrics["trained_documents"] == 0:
         raise SourceError(f"{record.id}: its train split has no usable text")
+
+
+def _read_file(run: Run, record: Record, file: corpus.TextFile, text_column: str) -> Iterator[list[Row]]:
+    with corpus.verified_url(run.store, record, file) as url:
+        yield from read_rows(url, file.format, text_column, None)
 
 
 task = stage_task("tokenizer", build)

@@ -33,8 +33,7 @@ def build(step: Step, run: Run, work: Work) -> dict[str, Any]:
     Raises SourceError for a source file that has changed, and where no row of the corpus is usable.
     """
     corpus_record, tokenizer_record = run.input(step, "corpus"), run.input(step, "tokenizer")
-    with open(run.store.checked(tokenizer_record, INFO_FILE), "rb") as file:
-        info = TokenizerInfo.model_validate_json(file.read())
+    info = TokenizerInfo.model_validate_json(run.store.read_bytes(tokenizer_record, INFO_FILE))
     corpus = load_corpus(run.store, corpus_record)
     if corpus.kind == "reference":
         map_in_threads(check_unchanged, corpus.files)

@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 from bitlm import storage
 from bitlm.artifacts import publish
@@ -108,27 +110,37 @@ class Store:
         if contents:
             map_in_threads(lambda entry: self._verify_file(record, entry), record.files)
 
-    def checked(self, record: Record, path: str) -> str:
-        """A local path of one verified file; a remote one is fetched into a cache (BITLM_CACHE, or ~/.cache/bitlm).
+    @contextlib.contextmanager
+    def local_file(self, record: Record, path: str) -> Iterator[str]:
+        """A local path of one verified file; a remote file is copied to the cache (BITLM_CACHE, or ~/.cache/bitlm).
 
-        Raises ArtifactError, naming artifact and file, when it is missing or is not what the record says.
+        The copy stays during the context; what is open or mapped then stays readable afterwards.
+        Raises ArtifactError, naming artifact and file, if the file is missing or not what the record says.
         """
         entry, url = record.file(path), self.url(record.id, path)
         if storage.is_local(url):
             self._verify_file(record, entry)
-            return url
+            yield url
+            return
         cached = os.path.join(cache_folder(record), *path.split("/"))
         if not (os.path.isfile(cached) and storage.sha256(cached) == (entry.bytes, entry.sha256)):
             storage.download(url, cached, expect=(entry.bytes, entry.sha256))
-        return cached
+        yield cached
 
-    def checked_folder(self, record: Record, prefix: str) -> str:
-        """A local folder that holds every file of the artifact below ``prefix``, each verified."""
+    @contextlib.contextmanager
+    def local_folder(self, record: Record, prefix: str) -> Iterator[str]:
+        """A local folder that holds every file of the artifact below ``prefix``; else as ``local_file``."""
         paths = [entry.path for entry in record.files if entry.path.startswith(prefix.rstrip("/") + "/")]
         if not paths:
             raise ArtifactError(f"{record.id} has no folder {prefix}")
-        first = map_in_threads(lambda path: self.checked(record, path), paths)[0]
-        return first[: len(first) - len(paths[0])] + prefix.rstrip("/")
+        with contextlib.ExitStack() as stack:
+            local = [stack.enter_context(self.local_file(record, path)) for path in paths]
+            yield local[0].removesuffix(paths[0]) + prefix.rstrip("/")
+
+    def read_bytes(self, record: Record, path: str) -> bytes:
+        """The verified contents of one file; raises as ``local_file``."""
+        with self.local_file(record, path) as local:
+            return Path(local).read_bytes()
 
     def begin(self, stage: str, name: str, fingerprint: str) -> Work:
         """Take up the work on an artifact, new or left by a run that died. Raises BusyError, an ArtifactError

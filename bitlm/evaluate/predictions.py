@@ -46,10 +46,13 @@ def load_model(root: str, model: str) -> tuple[BitLMForCausalLM, TextTokenizer]:
         for name in (TOKENIZER_FILE, INFO_FILE):
             if not Path(model, name).is_file():
                 raise ArtifactError(f"{model}: {name} is missing; give a folder that holds a model and its tokenizer")
-        folder = model
-    else:
-        store = Store(root)
-        folder = store.checked_folder(store.load(model), "model")
+        return _load_folder(model)
+    store = Store(root)
+    with store.local_folder(store.load(model), "model") as folder:
+        return _load_folder(folder)
+
+
+def _load_folder(folder: str) -> tuple[BitLMForCausalLM, TextTokenizer]:
     return BitLMForCausalLM.load(folder).eval(), TextTokenizer.load(folder)
 
 

@@ -32,7 +32,7 @@ def collect(
     all that they came from, inputs before their users. Raises ArtifactError where a file of theirs is damaged.
     """
     scores = [json.loads(_text(store, record, "scores.json")) for record in evaluations]
-    predictions = [read(store.checked(record, "predictions.parquet")) for record in evaluations]
+    predictions = [_predictions(store, record) for record in evaluations]
     by_id = {record.id: record for record in ancestry}
     kinds = [choices.of_system(record, by_id) for record in evaluations]
     rows = table.rows(list(zip(evaluations, scores, kinds, strict=True)))
@@ -68,8 +68,12 @@ def collect(
 
 
 def _text(store: Store, record: Record, path: str) -> str:
-    with open(store.checked(record, path), encoding="utf-8") as file:
-        return file.read()
+    return store.read_bytes(record, path).decode()
+
+
+def _predictions(store: Store, record: Record) -> pa.Table:
+    with store.local_file(record, "predictions.parquet") as path:
+        return read(path)
 
 
 def _model_label(record: Record) -> str:

@@ -81,10 +81,8 @@ def _kit(record: Record | None, config: PipelineConfig, store: Store) -> Kit:
         data = tokenizer.fetch(config.tokenizer)
         info = tokenizer.describe(data, config.tokenizer)
     else:
-        with open(store.checked(record, TOKENIZER_FILE), "rb") as file:
-            data = file.read()
-        with open(store.checked(record, INFO_FILE), "rb") as file:
-            info = TokenizerInfo.model_validate_json(file.read())
+        data = store.read_bytes(record, TOKENIZER_FILE)
+        info = TokenizerInfo.model_validate_json(store.read_bytes(record, INFO_FILE))
     return Kit(TextEncoder(data, config.tokens.execution.engine), info, frozenset())
 
 

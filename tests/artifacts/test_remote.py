@@ -15,9 +15,10 @@ from bitlm.errors import ArtifactError, SourceError
 def test_the_cache_is_checked_too(s3_root: str, cache: Path) -> None:
     store = Store(s3_root)
     record = make(store)
-    path = Path(store.checked(record, "a.bin"))
+    with store.local_file(record, "a.bin") as local:
+        path = Path(local)
     path.write_bytes(b"damaged")
-    assert Path(store.checked(record, "a.bin")).read_bytes() == FILES["a.bin"]
+    assert store.read_bytes(record, "a.bin") == FILES["a.bin"]
     assert [p.name for p in path.parent.iterdir()] == ["a.bin"]
 
 

@@ -28,8 +28,9 @@ def test_made_found_and_read_again(store: Store) -> None:
     assert again.records() == [record]
     again.verify(record)
     for path, data in FILES.items():
-        assert Path(again.checked(record, path)).read_bytes() == data
-    assert Path(again.checked_folder(record, "deep"), "er/b.bin").read_bytes() == b"hello"
+        assert again.read_bytes(record, path) == data
+    with again.local_folder(record, "deep") as folder:
+        assert Path(folder, "er/b.bin").read_bytes() == b"hello"
     assert folders(store) == ["corpus"], "work was left over"
     assert sorted(storage.list_files(store.root)) == sorted(f"{record.id}/{p}" for p in [*FILES, "artifact.json"])
 
@@ -75,7 +76,7 @@ def test_a_flipped_byte_is_refused_by_name(store: Store, path: str) -> None:
     data[len(data) // 2] ^= 1
     storage.write_atomic(store.url(record.id, path), bytes(data))
     store.verify(record, contents=False)
-    for check in (lambda: store.verify(record), lambda: store.checked(record, path)):
+    for check in (lambda: store.verify(record), lambda: store.read_bytes(record, path)):
         with pytest.raises(ArtifactError, match=rf"corpus/tiny@v1.*{path}.*damaged: sha256"):
             check()
 
@@ -97,9 +98,9 @@ def test_wrong_set_of_files_is_refused_by_name(store: Store) -> None:
         storage.write_atomic(store.url(record.id, "a.bin"), FILES["a.bin"])
     storage.remove_tree(store.url(record.id, "empty"))
     with pytest.raises((ArtifactError, SourceError), match=r"corpus/tiny@v1.*empty.*(is missing|no such file)"):
-        store.checked(record, "empty")
+        store.read_bytes(record, "empty")
     with pytest.raises(ArtifactError, match="corpus/tiny@v1 has no file nope"):
-        store.checked(record, "nope")
+        store.read_bytes(record, "nope")
 
 
 def test_a_damaged_record_stops_every_reader_by_name(store: Store) -> None:
@@ -205,7 +206,8 @@ def test_a_relative_root_does_not_move(tmp_path: Path, monkeypatch: pytest.Monke
     record = make(store)
     monkeypatch.chdir("/")
     store.verify(record)
-    assert Path(store.checked(record, "a.bin")).is_relative_to(tmp_path)
+    with store.local_file(record, "a.bin") as path:
+        assert Path(path).is_relative_to(tmp_path)
 
 
 def test_a_wrong_fingerprint_is_a_defect(local: Store) -> None:

@@ -215,8 +215,8 @@ def files(folder: str) -> dict[str, bytes]:
 def direct(made: Made, head: str) -> list[tuple[int, str, int]]:
     """(prompt tokens, text, head calls) of every example, one at a time and without Ray."""
     config = evaluation(made, head)[1].config
-    folder = made.store.checked_folder(made.models[head], "model")
-    model, tokenizer = BitLMForCausalLM.load(folder).eval(), TextTokenizer.load(folder)
+    with made.store.local_folder(made.models[head], "model") as folder:
+        model, tokenizer = BitLMForCausalLM.load(folder).eval(), TextTokenizer.load(folder)
     found = []
     for row, prompt in enumerate(encode_prompts(tokenizer, [example.document for example in EXAMPLES], config.prompt)):
         output = model.generate(
@@ -268,7 +268,8 @@ def test_batches_and_actors_change_nothing(made: Made) -> None:
 @pytest.mark.parametrize("head", ["diffusion", "lm"])
 def test_a_predictor_answers_for_a_whole_batch_as_for_each(made: Made, head: str) -> None:
     config = evaluation(made, head)[1].config
-    tokenizer = TextTokenizer.load(made.store.checked_folder(made.models[head], "model"))
+    with made.store.local_folder(made.models[head], "model") as folder:
+        tokenizer = TextTokenizer.load(folder)
     prompts = encode_prompts(tokenizer, [example.document for example in EXAMPLES], config.prompt)
     rows = [7, 2, 9, 0, 1, 8, 5, 3]
     predictor = Predictor(made.store.root, made.models[head].id)

@@ -130,12 +130,10 @@ def test_more_workers_than_this_machine_has(tmp_path: Path, monkeypatch: pytest.
         ([80], [15], r"^tokens/x@v1 holds 0 validation sequences of .* too few for one validation"),
     ],
 )
-def test_too_little_text(tmp_path: Path, train: list[int], validation: list[int], message: str) -> None:
-    file = tmp_path / "tokens.json"
+def test_too_little_text(train: list[int], validation: list[int], message: str) -> None:
     splits = {"train": train, "validation": validation}
     shards = {split: {"shards": [{"tokens": count} for count in counts]} for split, counts in splits.items()}
-    file.write_text(json.dumps({"splits": shards}))
-    store = SimpleNamespace(checked=lambda record, path: file)
+    store = SimpleNamespace(read_bytes=lambda record, path: json.dumps({"splits": shards}).encode())
     with pytest.raises(ConfigError, match=message):
         _check_enough(store, SimpleNamespace(id="tokens/x@v1"), PretrainConfig(batch_size=5, sequence_length=16))
     _check_enough(store, SimpleNamespace(id="tokens/x@v1"), PretrainConfig(batch_size=1, sequence_length=8))

@@ -2,7 +2,8 @@
 split. They follow ``bitlm.train.batches.Batches``."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from bitlm.config import PretrainConfig, PromptConfig
 from bitlm.data.reading.open_shards import OpenShards, open_splits
 from bitlm.data.reading.order import Order
 from bitlm.data.reading.sequences import Sequences
+from bitlm.data.shards.format import Shard
 from bitlm.data.shards.tokenizer import TextTokenizer, load_tokenizer
 from bitlm.data.shards.units import TOKENS_FILE
 from bitlm.data.summaries.examples import Example, read_examples
@@ -60,6 +62,11 @@ class PretrainBatches:
         ids = self._validation.ids(indices)
         return Batch(torch.from_numpy(ids), None, None, list(indices), [0] * len(ids))
 
+    def training_shards(self) -> Iterator[AbstractContextManager[Shard]]:
+        """The training shards in the order of the artifact, each open within its context."""
+        shards = self._train.shards
+        return (shards.shard(number) for number in range(len(shards)))
+
     def close(self) -> None:
         self._train.shards.close()
         self._validation.shards.close()
@@ -100,8 +107,7 @@ def open_pretrain(store: Store, tokens: Record, config: PretrainConfig) -> Pretr
 
     Raises ArtifactError naming the file that is wrong, here or when it is met.
     """
-    with open(store.checked(tokens, TOKENS_FILE), "rb") as file:
-        found: dict[str, Any] = json.load(file)
+    found: dict[str, Any] = json.loads(store.read_bytes(tokens, TOKENS_FILE))
     splits = found["splits"]
     shards = open_splits(store, tokens, splits, found["num_bits"], config.window_shards, config.execution.cache_bytes)
     counted = splits["validation"]["tokens"] - splits["validation"]["filling"]

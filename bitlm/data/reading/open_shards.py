@@ -146,7 +146,8 @@ def _local(store: Store, record: Record) -> Bring:
 
     def bring(file: FileEntry, _wait: bool) -> Copy:
         if file.path not in verified:
-            store.checked(record, file.path)
+            with store.local_file(record, file.path):
+                pass
             verified.add(file.path)
         return Copy(storage.local_path(store.url(record.id, file.path)))
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,12 +15,12 @@ from bitlm.data.shards.units import TOKENS_FILE, ShardEntry, Unit, UnitRecord, r
 from bitlm.errors import ArtifactError, ConfigError
 from bitlm.storage.requests import redact
 
-AROUND = 32  # tokens shown on each side
+CONTEXT = 32  # tokens shown on each side
 
 
 @dataclass(frozen=True)
 class Document:
-    """``token`` is the place of the token in the document of ``length`` tokens; that of its end token is ``length``.
+    """``token`` is the position of the token in the document of ``length`` tokens; its end token has ``length``.
     ``file`` is the source file as the corpus names it, ``url`` and ``etag`` what it was when it was read."""
 
     id: str
@@ -48,44 +49,52 @@ class TokenProvenance:
     document: Document | None
 
 
-def trace_token(store: Store, record: Record, split: str, at: int, around: int = AROUND) -> TokenProvenance:
-    """What stands at a place of a split, its shards one after the other; every file that is read is verified.
+class _Passage(NamedTuple):
+    """A row of a shard's side file, and the ids of the token and its neighbours in the same document. ``offset`` is the
+    position of the token in the document; it exceeds the document's length where the token is filling."""
 
-    Raises ConfigError where there is no such place, ArtifactError for an artifact that is damaged or holds no tokens.
+    row: dict
+    offset: int
+    before: np.ndarray
+    token: int
+    after: np.ndarray
+
+
+def trace_token(store: Store, record: Record, split: str, at: int, context: int = CONTEXT) -> TokenProvenance:
+    """Where token ``at`` of a split, counted through its shards, comes from; every file that is read is verified.
+
+    Raises ConfigError if there is no such token, ArtifactError for an artifact that is damaged or holds no tokens.
     """
     if record.stage != "tokens":
         raise ConfigError(f"{record.id} holds no tokens; name an artifact tokens/NAME[@vN]")
-    with open(store.checked(record, TOKENS_FILE), "rb") as file:
-        splits = json.load(file)["splits"]
+    splits = json.loads(store.read_bytes(record, TOKENS_FILE))["splits"]
     if split not in splits:
         raise ConfigError(f"--split {split}: {record.id} has {' and '.join(splits)}")
-    entry, place = _shard(record, split, [ShardEntry.model_validate(shard) for shard in splits[split]["shards"]], at)
-    shard = Shard(store.checked(record, entry.path))
-    docs = pq.read_table(store.checked(record, entry.docs))
-    number = int(np.searchsorted(docs["first_token"].to_numpy(), place, side="right")) - 1
-    row = docs.slice(number, 1).to_pylist()[0]
-    inside = place - row["first_token"]
+    shards = [ShardEntry.model_validate(shard) for shard in splits[split]["shards"]]
+    entry, place = _locate(record, split, shards, at)
+    passage = _read_passage(store, record, entry, place, context)
     tokenizer = _tokenizer(store, record)
-    token_id = int(shard.ids(place, 1)[0])
-    shown = {"artifact": record.id, "split": split, "at": at, "token_id": token_id, "shard": entry.path}
-    if inside > row["length"]:
-        return TokenProvenance(
-            **shown, shard_token=place, before="", token=tokenizer.info.end_token, after="", document=None
-        )
-    first, last = max(inside - around, 0), min(inside + 1 + around, row["length"])
-    before = shard.ids(row["first_token"] + first, inside - first)
-    after = shard.ids(place + 1, max(last - inside - 1, 0))
-    token = tokenizer.info.end_token if inside == row["length"] else tokenizer.decode([token_id])
-    url, etag = _source(store, record, entry, row["file"], row["row"])
-    document = Document(row["id"], row["row"], row["file"], url, etag, row["length"], inside)
+    row, end_token = passage.row, tokenizer.info.end_token
+    document = None
+    if passage.offset <= row["length"]:
+        url, etag = _source(store, record, entry, row["file"], row["row"])
+        document = Document(row["id"], row["row"], row["file"], url, etag, row["length"], passage.offset)
     return TokenProvenance(
-        **shown, shard_token=place, before=tokenizer.decode(before), token=token, after=tokenizer.decode(after),
+        artifact=record.id,
+        split=split,
+        at=at,
+        token_id=passage.token,
+        shard=entry.path,
+        shard_token=place,
+        before=tokenizer.decode(passage.before),
+        token=tokenizer.decode([passage.token]) if passage.offset < row["length"] else end_token,
+        after=tokenizer.decode(passage.after),
         document=document,
-    )  # fmt: skip
+    )
 
 
-def _shard(record: Record, split: str, shards: list[ShardEntry], at: int) -> tuple[ShardEntry, int]:
-    """The shard that holds a token, and the token's place in it."""
+def _locate(record: Record, split: str, shards: list[ShardEntry], at: int) -> tuple[ShardEntry, int]:
+    """The shard that holds a token, and the token's position in it."""
     ends = np.cumsum([shard.tokens for shard in shards])
     total = int(ends[-1]) if shards else 0
     if not 0 <= at < total:
@@ -94,18 +103,34 @@ def _shard(record: Record, split: str, shards: list[ShardEntry], at: int) -> tup
     return shards[number], at - int(ends[number] - shards[number].tokens)
 
 
+def _read_passage(store: Store, record: Record, entry: ShardEntry, place: int, context: int) -> _Passage:
+    with store.local_file(record, entry.docs) as path:
+        docs = pq.read_table(path)
+    number = int(np.searchsorted(docs["first_token"].to_numpy(), place, side="right")) - 1
+    row = docs.slice(number, 1).to_pylist()[0]
+    offset = place - row["first_token"]
+    filling = offset > row["length"]
+    first = offset if filling else max(offset - context, 0)
+    last = offset if filling else min(offset + 1 + context, row["length"])
+    with store.local_file(record, entry.path) as path:
+        shard = Shard(path)
+        before = shard.ids(row["first_token"] + first, offset - first)
+        after = shard.ids(place + 1, max(last - offset - 1, 0))
+        return _Passage(row, offset, before, int(shard.ids(place, 1)[0]), after)
+
+
 def _tokenizer(store: Store, record: Record) -> TextTokenizer:
     entry = record.inputs["tokenizer"]
-    made = store.load(entry.id)
-    if made.fingerprint != entry.fingerprint:
+    tokenizer = store.load(entry.id)
+    if tokenizer.fingerprint != entry.fingerprint:
         raise ArtifactError(f"{record.id} was made with another {entry.id} than the one in {redact(store.root)}")
-    return load_tokenizer(store, made)
+    return load_tokenizer(store, tokenizer)
 
 
 def _source(store: Store, record: Record, entry: ShardEntry, file: str, row: int) -> tuple[str, str]:
-    """(URL, ETag) of a source file when the unit that holds a row of it was made."""
-    with open(store.checked(record, record_path(Unit(index=entry.unit, parts=()))), "rb") as data:
-        unit = UnitRecord.model_validate_json(data.read()).unit
+    """(URL, ETag) of a source file at the time when the unit that holds a row of it was made."""
+    data = store.read_bytes(record, record_path(Unit(index=entry.unit, parts=())))
+    unit = UnitRecord.model_validate_json(data).unit
     for part in unit.parts:
         if part.path == file and (part.first_row is None or 0 <= row - part.first_row < part.rows):
             return part.url, part.etag

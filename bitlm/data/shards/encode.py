@@ -17,7 +17,7 @@ from bitlm.data.shards.engine import TextEncoder
 from bitlm.data.shards.output import Clock, Documents, Output
 from bitlm.data.shards.tokenizer import INFO_FILE, TOKENIZER_FILE, TokenizerInfo
 from bitlm.data.shards.units import SPLITS, Job, Unit, UnitRecord, complete, record_path
-from bitlm.data.sources.corpus import EXCLUDED_FILE, locate
+from bitlm.data.sources.corpus import EXCLUDED_FILE, verified_url
 from bitlm.data.sources.listing import check_unchanged
 from bitlm.data.sources.rows import derived_id, read_batches
 from bitlm.data.sources.splits import fractions
@@ -66,9 +66,10 @@ def encode_unit(unit: Unit, job: Job) -> UnitResult:
 
     output = Output(unit.index, kit.info, clock, put)
     for part in unit.parts:
-        url = locate(store, job.corpus, part)
-        for batch in clock.each("read", read_batches(url, part.format, job.text_column, job.id_column, part.groups)):
-            encode_batch(batch, part.path, kit, job.validation_fraction, output, clock)
+        with verified_url(store, job.corpus, part) as url:
+            batches = read_batches(url, part.format, job.text_column, job.id_column, part.groups)
+            for batch in clock.each("read", batches):
+                encode_batch(batch, part.path, kit, job.validation_fraction, output, clock)
         if not part.etag.startswith("sha256-"):
             check_unchanged(part)  # what was read is what was listed
     output.finish()
@@ -127,11 +128,10 @@ def _encode_documents(
 def _kit(root: str, corpus: str, tokenizer: str, engine: str) -> Kit:
     store = Store(root)
     corpus_record, tokenizer_record = store.load(corpus), store.load(tokenizer)
-    with open(store.checked(tokenizer_record, INFO_FILE), "rb") as file:
-        info = TokenizerInfo.model_validate_json(file.read())
-    with open(store.checked(tokenizer_record, TOKENIZER_FILE), "rb") as file:
-        encoder = TextEncoder(file.read(), engine)
-    digests = pq.read_table(store.checked(corpus_record, EXCLUDED_FILE))["text_sha256"].to_pylist()
+    info = TokenizerInfo.model_validate_json(store.read_bytes(tokenizer_record, INFO_FILE))
+    encoder = TextEncoder(store.read_bytes(tokenizer_record, TOKENIZER_FILE), engine)
+    with store.local_file(corpus_record, EXCLUDED_FILE) as path:
+        digests = pq.read_table(path)["text_sha256"].to_pylist()
     return Kit(encoder, info, frozenset(map(bytes.fromhex, digests)))
 
 

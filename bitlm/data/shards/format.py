@@ -96,7 +96,7 @@ class ShardWriter:
 
 
 class Shard:
-    """Reader of one shard at a local path that ``Store.checked`` verified. The file is mapped, not read.
+    """Reader of one shard at a local path that ``Store.local_file`` verified. The file is mapped, not read.
 
     Raises ArtifactError where the file is not a shard.
     """

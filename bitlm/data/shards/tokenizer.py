@@ -65,13 +65,12 @@ class TextTokenizer:
 
 def load_tokenizer(store: Store, record: Record) -> TextTokenizer:
     """The tokenizer of a tokenizer artifact, verified, and kept for the next call. Raises ArtifactError."""
-    folders = {str(Path(store.checked(record, name)).parent) for name in (TOKENIZER_FILE, INFO_FILE)}
-    return _loaded(folders.pop(), record.fingerprint)
+    return _parsed(store.read_bytes(record, TOKENIZER_FILE), store.read_bytes(record, INFO_FILE))
 
 
 @lru_cache(maxsize=2)
-def _loaded(folder: str, _fingerprint: str) -> TextTokenizer:
-    return TextTokenizer.load(folder)
+def _parsed(tokenizer: bytes, info: bytes) -> TextTokenizer:
+    return TextTokenizer(tokenizer, TokenizerInfo.model_validate_json(info))
 
 
 def parse(data: bytes, name: str) -> Tokenizer:

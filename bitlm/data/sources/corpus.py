@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -76,8 +77,7 @@ class Corpus(Frozen):
 
 def load_corpus(store: Store, record: Record) -> Corpus:
     """The description of a corpus artifact, verified. Raises ArtifactError."""
-    with open(store.checked(record, SOURCE_FILE), "rb") as file:
-        return Corpus.model_validate_json(file.read())
+    return Corpus.model_validate_json(store.read_bytes(record, SOURCE_FILE))
 
 
 def write_text(docstrings: Sequence[Docstring], out: str) -> list[TextFile]:
@@ -113,15 +113,19 @@ def parquet_bytes(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def locate(store: Store, record: Record, file: SourceFile) -> str:
-    """Where to read a file of the corpus, after checking that it is what the artifact says.
+@contextmanager
+def verified_url(store: Store, record: Record, file: SourceFile) -> Iterator[str]:
+    """The URL to read a file of the corpus from, after a check that it is what the artifact says.
 
-    Raises ArtifactError for a damaged file of the artifact, SourceError for a file from outside that has changed.
+    A local copy may be removed after the context. Raises ArtifactError for a damaged file of the artifact, SourceError
+    for a file from outside that has changed.
     """
     if file.etag.startswith("sha256-"):
-        return store.checked(record, file.url)
-    check_unchanged(file)
-    return file.url
+        with store.local_file(record, file.url) as path:
+            yield path
+    else:
+        check_unchanged(file)
+        yield file.url
 
 
 def inspect(file: SourceFile, columns: tuple[str, ...]) -> TextFile:

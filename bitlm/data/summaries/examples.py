@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
-from operator import attrgetter
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
@@ -17,8 +17,8 @@ from bitlm.data.sources.corpus import (
     Summaries,
     TextFile,
     load_corpus,
-    locate,
     parquet_bytes,
+    verified_url,
     write_owned,
 )
 from bitlm.data.sources.docstrings import english_score, normalized
@@ -147,15 +147,19 @@ def read_examples(store: Store, record: Record, split: str, limit: int | None = 
     Raises ArtifactError or SourceError, naming the file, where it is missing, damaged or changed.
     """
     described = load_corpus(store, record).summaries
-    return islice(split_examples(described, split, lambda file: locate(store, record, file)), limit)
+    return islice(split_examples(described, split, lambda file: verified_url(store, record, file)), limit)
+
+
+def _source_url(file: TextFile) -> AbstractContextManager[str]:
+    return nullcontext(file.url)
 
 
 def split_examples(
-    described: Summaries, split: str, where: Callable[[TextFile], str] = attrgetter("url")
+    described: Summaries, split: str, url_of: Callable[[TextFile], AbstractContextManager[str]] = _source_url
 ) -> Iterator[Example]:
     """Rows of a split that have a document and a summary, in order; a row without id gets one derived from its text."""
     for file in getattr(described, split):
-        with open_parquet(where(file)) as parquet:
+        with url_of(file) as url, open_parquet(url) as parquet:
             columns = [name for name in SUMMARY_SCHEMA.names if name in parquet.schema_arrow.names]
             for batch in parquet.iter_batches(1024, columns=columns):
                 for example in map(_example, batch.to_pylist()):

@@ -10,7 +10,7 @@ from made import begin, draft, make
 from bitlm import storage
 from bitlm.artifacts import Record, Store
 from bitlm.config import TokenizerConfig
-from bitlm.data.reading.provenance import AROUND, TokenProvenance, trace_token
+from bitlm.data.reading.provenance import CONTEXT, TokenProvenance, trace_token
 from bitlm.data.shards.encode import encode_unit
 from bitlm.data.shards.format import Shard
 from bitlm.data.shards.tokenizer import INFO_FILE, TOKENIZER_FILE, describe, load_tokenizer, train
@@ -82,8 +82,8 @@ def test_every_token_is_traced_to_its_row(made: tuple[Store, Record]) -> None:
         assert document.url.endswith(document.file)
         assert document.length == len(ids)
         assert [*ids, tokenizer.info.end_id][document.token] == token_id
-        assert found.before == tokenizer.decode(ids[max(document.token - AROUND, 0) : document.token])
-        assert found.after == tokenizer.decode(ids[document.token + 1 : document.token + 1 + AROUND])
+        assert found.before == tokenizer.decode(ids[max(document.token - CONTEXT, 0) : document.token])
+        assert found.after == tokenizer.decode(ids[document.token + 1 : document.token + 1 + CONTEXT])
         assert found.token == (END if document.token == len(ids) else tokenizer.decode([token_id]))
     assert fillings == sum(shard["filling"] for shard in shards) > 0
 

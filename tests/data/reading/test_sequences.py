@@ -43,7 +43,7 @@ class Library:
 
         self.out.append(number)
         self.brought.append(number)
-        return Counted(self.store.checked(self.record, file.path))
+        return Counted(self.store.url(self.record.id, file.path))
 
     def shards(self, tokens: list[int] | None = None) -> OpenShards:
         return OpenShards(self.files, tokens or [len(stream(documents)) for documents in SHARDS], 9, self.bring)
@@ -129,9 +129,9 @@ def test_a_local_shard_is_verified_once(
     made: tuple[Store, Record], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     store, record = made
-    verified, checked = [], Store.checked
+    verified, local_file = [], Store.local_file
     monkeypatch.setattr(
-        Store, "checked", lambda self, record, path: verified.append(path) or checked(self, record, path)
+        Store, "local_file", lambda self, record, path: verified.append(path) or local_file(self, record, path)
     )
     splits = {"train": {"shards": [{"path": f"shards/train/{n:05d}.arrow", "tokens": len(stream(documents))}
                                    for n, documents in enumerate(SHARDS)]}, "validation": {"shards": []}}  # fmt: skip

@@ -1,4 +1,5 @@
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ from made import add_document
 
 from bitlm.data.reading import unigram
 from bitlm.data.reading.unigram import unigram_counts
-from bitlm.data.shards.format import ShardWriter
+from bitlm.data.shards.format import Shard, ShardWriter
 
 
 @pytest.fixture
@@ -34,14 +35,16 @@ def test_counts_are_those_of_the_first_tokens(
     paths, ids = shards
     monkeypatch.setattr(unigram, "_CHUNK", chunk)
     expected = Counter(ids[:most])
-    assert unigram_counts(paths, 25, most).tolist() == [expected[id] for id in range(25)]
+    assert unigram_counts([nullcontext(Shard(path)) for path in paths], 25, most).tolist() == [
+        expected[id] for id in range(25)
+    ]
 
 
 def test_shards_beyond_the_limit_are_not_asked_for(shards: tuple[list[str], list[int]]) -> None:
     paths, ids = shards
 
     def asked():
-        yield paths[0]
+        yield nullcontext(Shard(paths[0]))
         pytest.fail("asked for the second shard")
 
     assert unigram_counts(asked(), 25, most=len(ids) // 4).sum() == len(ids) // 4
