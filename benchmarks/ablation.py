@@ -29,6 +29,7 @@ from bitlm.config import Head, PipelineConfig, configure
 from bitlm.data.shards.tokenizer import INFO_FILE, TokenizerInfo
 from bitlm.diffusion.bound import nats_per_token
 from bitlm.model import BitLMConfig, BitLMForCausalLM
+from bitlm.model.config import Vocabulary
 from bitlm.model.initialize import take_backbone
 from bitlm.train.loop import Setup, train
 from bitlm.train.validate import spread
@@ -224,10 +225,8 @@ def setup(
     row: Row, config: PipelineConfig, args: argparse.Namespace, tokens: Path, batches: TokenBatches, folder: Path
 ) -> Setup:
     info = TokenizerInfo.model_validate_json((tokens / INFO_FILE).read_bytes())
-    described = BitLMConfig.from_sections(
-        config.model, config.pretrain.diffusion, head=row.head, vocab_size=info.vocab_size, num_bits=info.num_bits,
-        end_id=info.end_id, pad_id=info.pad_id,
-    )  # fmt: skip
+    vocabulary = Vocabulary(info.vocab_size, info.num_bits, info.end_id, info.pad_id)
+    described = BitLMConfig.from_sections(config.model, row.head, vocabulary)
 
     def model() -> BitLMForCausalLM:
         torch.manual_seed(args.seed)
@@ -265,8 +264,7 @@ def _bounds(model: BitLMForCausalLM, batches: TokenBatches, args: argparse.Names
     parts = [indices[start : start + args.batch] for start in range(0, len(indices), args.batch)]
     found = {}
     for stagger in (0.0, 0.5, 1.0) if model.config.head == "diffusion" else (0.0,):
-        fed = ((batches.validation(part).input_ids, None, None, part) for part in parts)
-        bound = nats_per_token(model, fed, strata=FINAL_STRATA, stagger=stagger)
+        bound = nats_per_token(model, map(batches.validation, parts), strata=FINAL_STRATA, stagger=stagger)
         slots = [slot.mean for slot in bound.slots]
         found[str(stagger)] = {"mean": bound.mean, "stderr": bound.stderr, "slots": slots}
     return found

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from bitlm.batch import Batch
 from bitlm.config import TokenizerConfig
 from bitlm.data.reading.order import Order
 from bitlm.data.shards import tokenizer
 from bitlm.data.shards.tokenizer import INFO_FILE, TOKENIZER_FILE, TextTokenizer
 from bitlm.data.sources import docstrings, splits
-from bitlm.model.batch import Batch
 
 VALIDATION_FRACTION = 0.02
 SHOWN_TO_TOKENIZER = 20_000_000  # characters

@@ -113,7 +113,7 @@ def machine(args: argparse.Namespace, diffusion: BitLMForCausalLM, lm: BitLMForC
         "torch": torch.__version__,
         "options": {key: value for key, value in vars(args).items() if key != "json"},
         "parameters": counts,
-        "denoiser": diffusion.config.denoiser,
+        "denoiser": diffusion.config.diffusion_head.denoiser,
     }
 
 

@@ -14,7 +14,7 @@ from bitlm.model import weights
 STAGES = ("corpus", "tokenizer", "tokens", "pretrain", "finetune", "evaluate", "report")
 
 # Raised when a stage's files change their meaning, so that older artifacts are not taken for new ones.
-FORMATS = {"corpus": 1, "tokenizer": 1, "tokens": 2, "pretrain": 3, "finetune": 3, "evaluate": 2, "report": 2}
+FORMATS = {"corpus": 1, "tokenizer": 1, "tokens": 2, "pretrain": 4, "finetune": 3, "evaluate": 2, "report": 2}
 
 # Settings of the diffusion sampler: no part of the LM head's evaluation.
 SAMPLER_KEYS = {

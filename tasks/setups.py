@@ -16,7 +16,7 @@ from bitlm.data.reading.unigram import unigram_counts
 from bitlm.data.shards.tokenizer import INFO_FILE, TOKENIZER_FILE, load_tokenizer
 from bitlm.errors import ConfigError
 from bitlm.model import weights
-from bitlm.model.config import BitLMConfig
+from bitlm.model.config import BitLMConfig, Vocabulary
 from bitlm.model.initialize import take_backbone
 from bitlm.model.model import BitLMForCausalLM
 from bitlm.train.loop import Setup
@@ -47,10 +47,8 @@ def pretrain_setup(
     """A model of one head, untrained or with the backbone of ``start``, and token shards."""
     store = Store(root)
     info = load_tokenizer(store, tokenizer).info
-    described = BitLMConfig.from_sections(
-        model, config.diffusion, head=head, vocab_size=info.vocab_size, num_bits=info.num_bits, end_id=info.end_id,
-        pad_id=info.pad_id,
-    )  # fmt: skip
+    vocabulary = Vocabulary(info.vocab_size, info.num_bits, info.end_id, info.pad_id)
+    described = BitLMConfig.from_sections(model, head, vocabulary)
 
     batches = open_pretrain(store, tokens, config)
 
@@ -60,7 +58,7 @@ def pretrain_setup(
         if start is not None:
             with start.folder(store) as folder:
                 take_backbone(made, folder, start.source)
-        if head == "diffusion" and described.denoiser.startswith("codebook"):
+        if described.has_codebook:
             made.set_unigram(unigram_counts(batches.training_shards(), described.vocab_size))
         return made
 
@@ -83,9 +81,7 @@ def finetune_setup(
 
     def trained() -> BitLMForCausalLM:
         with store.local_folder(pretrained, "model") as folder:
-            model = BitLMForCausalLM.load(folder)
-        model.config.use_diffusion(config.diffusion)
-        return model
+            return BitLMForCausalLM.load(folder)
 
     batches = open_finetune(store, corpus, tokenizer, prompt, m, config.seed)
     return Setup(config, trained, batches, checkpoints, out, _beside(store, tokenizer))

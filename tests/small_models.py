@@ -2,20 +2,26 @@
 
 import torch
 
+from bitlm.config import HeadConfig
 from bitlm.model import BitLMConfig, BitLMForCausalLM
 
 SMALL = {
     "vocab_size": 50, "embedding_rows": 128, "num_bits": 6, "block_size": 4, "hidden_size": 32, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 48, "head_width": 32,
-    "head_num_layers": 4, "head_head_dim": 16, "end_token_id": 48, "pad_token_id": 48,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 48, 
+    "end_token_id": 48, "pad_token_id": 48,
 }  # fmt: skip
 
 
+HEAD = {"num_layers": 4, "head_dim": 16}
+
+
 def small_model(seed: int = 0, **changes) -> BitLMForCausalLM:
+    """``changes`` are fields of the model's configuration, or of the head's but for its ``head_dim``."""
+    head = {name: changes.pop(name) for name in HeadConfig.model_fields.keys() & changes.keys() - {"head_dim"}}
     if changes.get("head") == "lm":
         changes["block_size"] = 1
     torch.manual_seed(seed)
-    model = BitLMForCausalLM(BitLMConfig(**SMALL | changes)).eval()
+    model = BitLMForCausalLM(BitLMConfig(**SMALL | changes, diffusion_head=HEAD | head)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape))

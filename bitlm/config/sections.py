@@ -31,7 +31,6 @@ class Sections(Frozen):
     def _possible(self) -> "Sections":
         m, heads, kv_heads = self.model.block_size, self.model.num_heads, self.model.num_kv_heads
         length, summary = self.pretrain.sequence_length, self.prompt.max_summary_tokens
-        width, head_dim = self.model.head.width or self.model.hidden_size, self.model.head.head_dim
         if length % m:
             raise ValueError(f"model.block_size = {m} does not divide pretrain.sequence_length = {length}")
         if length % 8:
@@ -42,8 +41,6 @@ class Sections(Frozen):
             raise ValueError(f"model.block_size = {m} does not divide prompt.max_summary_tokens = {summary}")
         if heads % kv_heads:
             raise ValueError(f"model.num_kv_heads = {kv_heads} does not divide model.num_heads = {heads}")
-        if width % head_dim:
-            raise ValueError(f"model.head.head_dim = {head_dim} does not divide the head's width {width}")
         self._possible_head()
         bits, vocab = self.tokenizer.num_bits, self.tokenizer.vocab_size
         if self.tokenizer.source == "train" and bits is not None and 2**bits < vocab:
@@ -60,13 +57,7 @@ class Sections(Frozen):
 
     def _possible_head(self) -> None:
         head = self.model.head
-        if head.codebook_rank is not None and head.denoiser != "codebook":
-            raise ValueError(f"model.head.codebook_rank = {head.codebook_rank} needs model.head.denoiser = codebook")
-        if head.codebook_rank is not None and head.codebook_rank > self.model.hidden_size:
-            raise ValueError(
-                f"model.head.codebook_rank = {head.codebook_rank} is more than model.hidden_size = "
-                f"{self.model.hidden_size}"
-            )
+        head.check(self.model.hidden_size, "model.head.")
         for key, stage in (("pretrain", self.pretrain), ("finetune", self.finetune)):
             if stage.diffusion.loss == "token" and head.denoiser != "codebook":
                 raise ValueError(

@@ -10,7 +10,6 @@ Denoiser = Literal["direct", "matched_filter", "codebook_prior", "codebook"]
 ContextPath = Literal["norm", "direct"]
 Loss = Literal["velocity", "bce", "x", "token"]
 NoiseLevels = Literal["logit_normal", "uniform"]
-SlotOrder = Literal["independent", "sorted"]
 Initialization = Literal["qwen3", "scaled"]
 
 
@@ -80,6 +79,19 @@ class HeadConfig(Frozen):
     )
     codebook_candidates: int = Field(4096, ge=1, description="likeliest tokens per slot that generation keeps")
 
+    def check(self, hidden_size: int, prefix: str) -> None:
+        """Raises ValueError where the values cannot go together on a backbone of this width; ``prefix`` (such as
+        ``model.head.``) stands before the names in the message."""
+        width = self.width or hidden_size
+        if width % self.head_dim:
+            raise ValueError(f"{prefix}head_dim = {self.head_dim} does not divide the head's width {width}")
+        if self.codebook_rank is not None and self.denoiser != "codebook":
+            raise ValueError(f"{prefix}codebook_rank = {self.codebook_rank} needs {prefix}denoiser = codebook")
+        if self.codebook_rank is not None and self.codebook_rank > hidden_size:
+            raise ValueError(
+                f"{prefix}codebook_rank = {self.codebook_rank} is more than the backbone's hidden_size = {hidden_size}"
+            )
+
 
 class ModelConfig(StageConfig):
     """Qwen3 backbone and the head on top of it."""
@@ -119,7 +131,6 @@ class DiffusionConfig(Frozen):
     noise_draws: int = Field(1, ge=1, description="noise draws per backbone state")
     condition_dropout: float = Field(0.1, ge=0, lt=1)
     slot_noise: float = Field(0.0, ge=0, le=1, description="share of the blocks that draw a noise level for every slot")
-    slot_order: SlotOrder = Field("independent", description="sorted: the levels of a block rise from slot to slot")
 
 
 class TrainExecution(Frozen):

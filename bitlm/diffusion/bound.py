@@ -14,20 +14,20 @@ exactly B per slot; above, the signs of A_t err with probability Φ(-√γ) < 1e
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bitlm.diffusion.noise import Noise, Stream, generator
+from bitlm.batch import Batch
+from bitlm.config import DiffusionConfig
+from bitlm.diffusion.noise import BlockShape, Noise, Stream, generator
 from bitlm.diffusion.process import t_of_log_snr
 from bitlm.errors import ConfigError
 
-if TYPE_CHECKING:
-    from bitlm.model.model import BitLMForCausalLM
-
 LOG_SNR = (-8.0, 4.5)
+SQUARED_ERROR = DiffusionConfig(loss="x")
 
 
 class Nats(NamedTuple):
@@ -50,15 +50,37 @@ class Bound:
         return self.mean / math.log(2) / bytes_per_token
 
 
-def path_noise(
-    seed: int, indices: Sequence[int], N: int, m: int, B: int, strata: int, stagger: float = 0.0
-) -> tuple[Noise, Tensor]:
-    """Noise for each sequence index along a path, and what each squared error per bit counts in nats, float64 and like
-    ``Noise.t`` [b, N, strata, 1 or m]: the bound of a slot is the sum over strata, plus ``tail_nats``.
+@dataclass(frozen=True)
+class NoisePath:
+    """The noise levels at which a block is looked at: ``strata`` of them, along the path of ``stagger``, 0 to 1."""
+
+    strata: int = 4
+    stagger: float = 0.0
+
+
+JOINT = NoisePath()
+
+
+class ScoredModel(Protocol):
+    """What the bound needs of a model: ``BitLMForCausalLM``, whole or sharded."""
+
+    config: Any
+    training: bool
+
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor | None, **options: Any) -> Any: ...
+    def eval(self) -> Any: ...
+    def train(self, mode: bool) -> Any: ...
+
+
+def path_noise(seed: int, indices: Sequence[int], shape: BlockShape, path: NoisePath) -> tuple[Noise, Tensor]:
+    """Noise for each sequence index along a path, and the weight in nats of each squared error per bit, float64 and
+    shaped like ``Noise.t`` [b, N, strata, 1 or m]: the bound of a slot is the sum over strata, plus ``tail_nats``.
 
     Draw s of a block has its clock in the s-th of equal parts; the noise itself is the same along every path.
     """
     low, high = LOG_SNR
+    N, m, B = shape
+    strata, stagger = path.strata, path.stagger
     eps = np.empty((len(indices), N, strata, m, B), dtype=np.float32)
     share = np.empty((len(indices), N, strata, 1))
     for row, index in enumerate(indices):
@@ -81,34 +103,27 @@ def tail_nats(B: int) -> float:
 
 
 @torch.no_grad()
-def validation_nats(
-    model: "BitLMForCausalLM",
-    input_ids: Tensor,
-    attention_mask: Tensor | None,
-    loss_tokens: Tensor | None,
-    seed: int,
-    indices: Sequence[int],
-    *,
-    strata: int = 4,
-    stagger: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """ids [b, L] → per sequence: nats of the tokens that carry loss, summed for each slot of the blocks [b, m]
+def validation_nats(model: ScoredModel, batch: Batch, seed: int, path: NoisePath = JOINT) -> tuple[Tensor, Tensor]:
+    """Per sequence of the batch: nats of the tokens that carry loss, summed for each slot of the blocks [b, m]
     (float64), and the number of these tokens [b, m].
 
-    Diffusion head: the bound, with ``strata`` noise levels per block keyed by (seed, index). LM head: cross-entropy.
-    Goes through ``model.forward``, so it works on a sharded model; puts the model's mode back.
+    Diffusion head: the bound, with ``path.strata`` noise levels per block keyed by (seed, index). LM head:
+    cross-entropy. Calls the model as a whole, so it works on a sharded model; restores the model's mode.
     """
     config = model.config
-    b, N, m = len(input_ids), input_ids.shape[1] // config.block_size, config.block_size
-    if len(indices) != b:
-        raise ConfigError(f"{len(indices)} indices for {b} sequences: give one for each")
+    b, L = batch.input_ids.shape
+    if len(batch.indices) != b:
+        raise ConfigError(f"{len(batch.indices)} indices for {b} sequences: give one for each")
     noise = None
     if config.head == "diffusion":
-        noise, weights = path_noise(seed, indices, N, m, config.num_bits, strata, stagger)
-        noise, weights = noise.to(input_ids.device), weights.to(input_ids.device)
+        shape = BlockShape(L // config.block_size, config.block_size, config.num_bits)
+        noise, weights = path_noise(seed, batch.indices, shape, path)
+        noise, weights = noise.to(batch.input_ids.device), weights.to(batch.input_ids.device)
     training = model.training
     model.eval()
-    output = model(input_ids, attention_mask, noise=noise, loss_tokens=loss_tokens, objective="x")
+    output = model(
+        batch.input_ids, batch.attention_mask, noise=noise, loss_tokens=batch.loss_tokens, diffusion=SQUARED_ERROR
+    )
     model.train(training)
     nats = output.slot_loss.double()  # [b, N, draws, m]
     nats = nats.squeeze(2) if noise is None else (nats * weights).sum(2) + tail_nats(config.num_bits)
@@ -116,26 +131,18 @@ def validation_nats(
 
 
 def nats_per_token(
-    model: "BitLMForCausalLM",
-    batches: Iterable[tuple[Tensor, Tensor | None, Tensor | None, Sequence[int]]],
-    seed: int = 0,
-    *,
-    strata: int = 16,
-    stagger: float = 0.0,
+    model: ScoredModel, batches: Iterable[Batch], seed: int = 0, *, strata: int = 16, stagger: float = 0.0
 ) -> Bound:
     """The bound of the diffusion head, or the LM head's cross-entropy, in nats per token.
 
-    batches: of (input_ids [b, L], attention_mask [b, L] or None, loss_tokens [b, L] or None for all, the sequences'
-        indices), as ``BitLMForCausalLM.forward`` takes them. Noise belongs to (seed, index), so that how sequences are
-        put into batches changes nothing.
+    Noise belongs to (seed, index), so how sequences are put into batches changes nothing.
+
     strata: noise levels per block; more make the standard error smaller, at a head pass each.
     stagger: 0 to 1, the path (see above); the LM head has none.
 
     Raises ConfigError if no token carries loss, or the number of indices is not that of the sequences.
     """
-    parts = [
-        validation_nats(model, *tensors, seed, indices, strata=strata, stagger=stagger) for *tensors, indices in batches
-    ]
+    parts = [validation_nats(model, batch, seed, NoisePath(strata, stagger)) for batch in batches]
     return combine(torch.cat([nats for nats, _ in parts]), torch.cat([tokens for _, tokens in parts]))
 
 

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitlm.config.stages import Loss
+from bitlm.config import DiffusionConfig
 
 
 def to_codes(logits: Tensor) -> Tensor:
@@ -11,16 +11,17 @@ def to_codes(logits: Tensor) -> Tensor:
     return (logits / 2).tanh()
 
 
-def bit_loss(logits: Tensor, clean: Tensor, t: Tensor, loss: Loss, t_min: float) -> Tensor:
+def bit_loss(logits: Tensor, clean: Tensor, t: Tensor, diffusion: DiffusionConfig) -> Tensor:
     """logits and clean codes [..., m, B] and noise levels t (broadcastable to them) → loss per slot [..., m].
 
-    ``velocity``: ‖(Â_0 - A_0)/max(t, t_min)‖²; ``x``: ‖Â_0 - A_0‖²; ``bce``: -log σ(A_0·logit), nats; over bits.
+    ``velocity``: ‖(Â_0 - A_0)/max(t, t_min)‖²; ``x``: ‖Â_0 - A_0‖²; ``bce``: -log σ(A_0·logit), nats; all averaged
+    over bits.
     """
-    assert loss != "token"
-    if loss == "bce":
+    assert diffusion.loss != "token"
+    if diffusion.loss == "bce":
         per_bit = F.softplus(-clean * logits)
     else:
         per_bit = (to_codes(logits) - clean) ** 2
-        if loss == "velocity":
-            per_bit = per_bit / t.clamp(min=t_min) ** 2
+        if diffusion.loss == "velocity":
+            per_bit = per_bit / t.clamp(min=diffusion.t_min) ** 2
     return per_bit.mean(dim=-1)

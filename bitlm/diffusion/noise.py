@@ -7,6 +7,7 @@ whose counter starts at (index, epoch). Batch size, rank, padding and worker cou
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +23,23 @@ class Stream(IntEnum):
     BOUND = 2
     SAMPLE = 3
     TOKEN = 4
+
+
+class BlockShape(NamedTuple):
+    """N blocks in a sequence, m slots in a block, B bits in a code."""
+
+    N: int
+    m: int
+    B: int
+
+
+@dataclass(frozen=True)
+class NoiseKeys:
+    """Whose noise it is: the ``indices`` of b sequences and the ``epochs`` that they are in, under a ``seed``."""
+
+    seed: int
+    indices: Sequence[int]
+    epochs: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -46,24 +64,21 @@ def generator(seed: int, stream: Stream, first: int, second: int) -> np.random.G
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
-def block_noise(
-    seed: int, indices: Sequence[int], epochs: Sequence[int], N: int, m: int, B: int, diffusion: DiffusionConfig
-) -> Noise:
-    """Training noise of the sequences ``indices`` in their ``epochs``: t follows ``t_distribution``, drop is a coin per
-    block, and with slot noise a share of the (block, draw) pairs has a level of its own in every slot."""
-    draws = diffusion.noise_draws
-    eps = np.empty((len(indices), N, draws, m, B), dtype=np.float32)
-    t = np.empty((len(indices), N, draws, m if diffusion.slot_noise else 1), dtype=np.float32)
-    coin = np.empty((len(indices), N))
-    for row, (index, epoch) in enumerate(zip(indices, epochs, strict=True)):
-        rng = generator(seed, Stream.TRAIN, index, epoch)
+def block_noise(keys: NoiseKeys, shape: BlockShape, diffusion: DiffusionConfig) -> Noise:
+    """Training noise: t follows ``t_distribution``, drop is a coin per block, and with slot noise a share of the
+    (block, draw) pairs has a level of its own in every slot."""
+    b, draws = len(keys.indices), diffusion.noise_draws
+    N, m, B = shape
+    eps = np.empty((b, N, draws, m, B), dtype=np.float32)
+    t = np.empty((b, N, draws, m if diffusion.slot_noise else 1), dtype=np.float32)
+    coin = np.empty((b, N))
+    for row, (index, epoch) in enumerate(zip(keys.indices, keys.epochs, strict=True)):
+        rng = generator(keys.seed, Stream.TRAIN, index, epoch)
         rng.standard_normal(out=eps[row], dtype=np.float32)
         t[row] = _levels(rng, (N, draws, 1), diffusion)
         coin[row] = rng.random(N)
         if diffusion.slot_noise:
             own = _levels(rng, (N, draws, m), diffusion)
-            if diffusion.slot_order == "sorted":
-                own.sort(axis=-1)
             chosen = rng.random((N, draws, 1)) < diffusion.slot_noise
             t[row] = np.where(chosen, own, t[row])
     return Noise(torch.from_numpy(eps), torch.from_numpy(t), torch.from_numpy(coin < diffusion.condition_dropout))

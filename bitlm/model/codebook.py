@@ -87,13 +87,13 @@ class Codebook(nn.Module):
         size = config.block_size * config.hidden_size
         self.query = nn.Linear(size, size, bias=False)  # W
         self.reach = config.block_size - 1
-        columns = config.codebook_rank or config.hidden_size  # R
+        columns = config.diffusion_head.codebook_rank or config.hidden_size  # R
         self.low_rank = None
-        if config.codebook_rank is not None:
+        if config.diffusion_head.codebook_rank is not None:
             self.low_rank = nn.Linear(config.hidden_size, columns, bias=False)
-        self.feature = nn.Linear(columns, config.head_width, bias=False)
+        self.feature = nn.Linear(columns, config.diffusion_head.width, bias=False)
         self.coupling = None
-        if config.denoiser == "codebook":
+        if config.diffusion_head.denoiser == "codebook":
             self.coupling = nn.Linear((2 * self.reach + 1) * columns, columns, bias=False)  # T_{1-m} … T_{m-1}
         self.register_buffer("log_unigram", torch.zeros(config.vocab_size))
 

@@ -1,12 +1,14 @@
-"""Configuration of a BitLM model in Transformers' form: Qwen3's names for the backbone, our own for the head."""
+"""Configuration of a BitLM model in Transformers' form: Qwen3's names for the backbone, ``HeadConfig`` for the head."""
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
+from pydantic import ValidationError
 from transformers import PreTrainedConfig, Qwen3Config
 
 from bitlm.codes import min_bits
-from bitlm.config import DiffusionConfig, Head, ModelConfig
-from bitlm.config.stages import ContextPath, Denoiser, Initialization, Loss, NoiseLevels, SlotOrder
+from bitlm.config import Head, HeadConfig, ModelConfig
+from bitlm.config.stages import Initialization
 from bitlm.errors import ConfigError
 from bitlm.packing import MAX_BITS
 
@@ -14,15 +16,26 @@ ROW_MULTIPLE = 128
 QWEN3_IDS, QWEN3_ROWS = 151_669, 151_936
 
 
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a model needs to know of its tokenizer: V ids of B bits, and two of the ids."""
+
+    vocab_size: int
+    num_bits: int
+    end_id: int
+    pad_id: int
+
+
 def embedding_rows(vocab_size: int) -> int:
-    """V rounded up to a multiple of 128, except for Qwen3's ids: the published matrices have still more rows."""
+    """V rounded up to a multiple of 128, except for Qwen3's ids: the published matrices have more rows."""
     return QWEN3_ROWS if vocab_size == QWEN3_IDS else -(-vocab_size // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
 class BitLMConfig(PreTrainedConfig):
-    """``head`` is "diffusion", or "lm" for the baseline (then ``block_size`` is 1).
+    """``head`` is "diffusion", or "lm" for the baseline (then ``block_size`` is 1, and ``diffusion_head`` is unused).
 
-    Letters: V = ``vocab_size``, B = ``num_bits``, m = ``block_size``, D = ``hidden_size``, H = ``head_width``.
+    Letters: V = ``vocab_size``, B = ``num_bits``, m = ``block_size``, D = ``hidden_size``,
+    H = ``diffusion_head.width``.
 
     Raises ConfigError for values that cannot go together.
     """
@@ -49,24 +62,7 @@ class BitLMConfig(PreTrainedConfig):
     initialization: Initialization = "qwen3"
     initializer_range: float = 0.02
 
-    head_width: int = 64
-    head_num_layers: int = 2
-    head_head_dim: int = 16
-    head_ffn_ratio: float = 1.5
-    denoiser: Denoiser = "direct"
-    context_path: ContextPath = "norm"
-    codebook_rank: int | None = None
-    codebook_candidates: int = 4096
-
-    loss: Loss = "velocity"
-    t_distribution: NoiseLevels = "logit_normal"
-    t_mean: float = 0.8
-    t_std: float = 0.8
-    t_min: float = 0.05
-    noise_draws: int = 1
-    condition_dropout: float = 0.1
-    slot_noise: float = 0.0
-    slot_order: SlotOrder = "independent"
+    diffusion_head: HeadConfig | dict[str, Any] = HeadConfig(num_layers=2, head_dim=16)
 
     end_token_id: int = 0
     pad_token_id: int | None = 0
@@ -81,40 +77,34 @@ class BitLMConfig(PreTrainedConfig):
             raise ConfigError(f"embedding_rows = {self.embedding_rows} is less than vocab_size = {self.vocab_size}")
         if self.head == "lm" and self.block_size != 1:
             raise ConfigError(f"block_size = {self.block_size}: the LM head predicts one token at a time; set it to 1")
-        if self.head_width % self.head_head_dim:
-            raise ConfigError(f"head_head_dim = {self.head_head_dim} does not divide head_width = {self.head_width}")
-        self._check_codebook()
         for name in ("end_token_id", "pad_token_id"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < self.vocab_size:
                 raise ConfigError(f"{name} = {value} is not one of the {self.vocab_size} ids")
+        self._set_diffusion_head(self.diffusion_head)
 
-    def _check_codebook(self) -> None:
-        if self.loss == "token" and self.denoiser != "codebook":
-            raise ConfigError(f"loss = token needs denoiser = codebook; {self.denoiser} does not tell probabilities")
-        if self.codebook_rank is not None and self.denoiser != "codebook":
-            raise ConfigError(f"codebook_rank = {self.codebook_rank} needs denoiser = codebook")
-        if self.codebook_rank is not None and not 1 <= self.codebook_rank <= self.hidden_size:
-            raise ConfigError(f"codebook_rank = {self.codebook_rank}: choose 1 to hidden_size = {self.hidden_size}")
+    def _set_diffusion_head(self, given: HeadConfig | dict[str, Any]) -> None:
+        """Fill in the width and check the values; a ``config.json`` holds a dictionary."""
+        try:
+            head = HeadConfig.model_validate(given)
+            if self.head == "diffusion":
+                head.check(self.hidden_size, "diffusion_head.")
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in ("diffusion_head", *first["loc"]))
+            raise ConfigError(f"{key} = {first['input']!r}: {first['msg']}") from None
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        self.diffusion_head = head.model_copy(update={"width": head.width or self.hidden_size})
 
     @classmethod
-    def from_sections(
-        cls,
-        model: ModelConfig,
-        diffusion: DiffusionConfig,
-        *,
-        head: Head,
-        vocab_size: int,
-        num_bits: int,
-        end_id: int,
-        pad_id: int,
-    ) -> "BitLMConfig":
-        """From the pipeline's configuration and a tokenizer's figures. The LM head always gets ``block_size`` 1."""
+    def from_sections(cls, model: ModelConfig, head: Head, vocabulary: Vocabulary) -> "BitLMConfig":
+        """From the pipeline's configuration and the tokenizer. The LM head always gets ``block_size`` 1."""
         return cls(
             head=head,
-            vocab_size=vocab_size,
-            embedding_rows=embedding_rows(vocab_size),
-            num_bits=num_bits,
+            vocab_size=vocabulary.vocab_size,
+            embedding_rows=embedding_rows(vocabulary.vocab_size),
+            num_bits=vocabulary.num_bits,
             block_size=1 if head == "lm" else model.block_size,
             slot_embedding=head == "diffusion" and model.slot_embedding,
             initialization=model.initialization,
@@ -127,33 +117,21 @@ class BitLMConfig(PreTrainedConfig):
             tie_word_embeddings=model.tie_embeddings,
             rope_theta=model.rope_theta,
             rms_norm_eps=model.rms_norm_eps,
-            head_width=model.head.width or model.hidden_size,
-            head_num_layers=model.head.num_layers,
-            head_head_dim=model.head.head_dim,
-            head_ffn_ratio=model.head.ffn_ratio,
-            denoiser=model.head.denoiser,
-            context_path=model.head.context_path,
-            codebook_rank=model.head.codebook_rank,
-            codebook_candidates=model.head.codebook_candidates,
-            end_token_id=end_id,
-            pad_token_id=pad_id,
-            **diffusion.model_dump(),
+            diffusion_head=model.head,
+            end_token_id=vocabulary.end_id,
+            pad_token_id=vocabulary.pad_id,
         )
 
     @property
     def has_codebook(self) -> bool:
-        return self.head == "diffusion" and self.denoiser in ("codebook_prior", "codebook")
+        return self.head == "diffusion" and self.diffusion_head.denoiser in ("codebook_prior", "codebook")
 
-    @property
-    def diffusion(self) -> DiffusionConfig:
-        """The training settings of the diffusion head."""
-        return DiffusionConfig(**{name: getattr(self, name) for name in DiffusionConfig.model_fields})
-
-    def use_diffusion(self, diffusion: DiffusionConfig) -> None:
-        """Take over other training settings, for example when fine-tuning a pretrained model."""
-        for name, value in diffusion.model_dump().items():
-            setattr(self, name, value)
-        self._check_codebook()
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        plain = super().to_dict()
+        if isinstance(self.diffusion_head, HeadConfig):
+            plain["diffusion_head"] = self.diffusion_head.model_dump(mode="json")
+        return plain
 
     def backbone(self) -> Qwen3Config:
         """The Qwen3 model underneath. It gets no padding id: that would freeze a row that may be the end token's."""

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitlm.diffusion.process import matched_filter
+from bitlm.errors import ConfigError
 from bitlm.model.codebook import (
     Choice,
     Codebook,
@@ -127,25 +128,24 @@ class DiffusionHead(nn.Module):
 
     def __init__(self, config: BitLMConfig) -> None:
         super().__init__()
-        width, m, B = config.head_width, config.block_size, config.num_bits
-        self.denoiser = config.denoiser
+        shape, m, B = config.diffusion_head, config.block_size, config.num_bits
+        width = shape.width
+        self.denoiser = shape.denoiser
         self.null_context = nn.Parameter(torch.empty(m, config.hidden_size))
         self.slot_embedding = nn.Parameter(torch.empty(m, width))
         self.input = nn.Linear(B, width)
         self.context = nn.Linear(config.hidden_size, width)
         self.time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
-        self.layers = nn.ModuleList(
-            HeadLayer(width, config.head_head_dim, config.head_ffn_ratio) for _ in range(config.head_num_layers)
-        )
-        groups = math.ceil(config.head_num_layers / LAYERS_PER_MODULATION)
+        self.layers = nn.ModuleList(HeadLayer(width, shape.head_dim, shape.ffn_ratio) for _ in range(shape.num_layers))
+        groups = math.ceil(shape.num_layers / LAYERS_PER_MODULATION)
         self.modulations = nn.ModuleList(nn.Linear(width, 6 * width) for _ in range(groups))
         self.final_norm = nn.LayerNorm(width, eps=EPS, elementwise_affine=False)
         self.final_modulation = nn.Linear(width, 2 * width)
-        answers = config.codebook_rank or config.hidden_size if config.denoiser == "codebook" else B
+        answers = shape.codebook_rank or config.hidden_size if shape.denoiser == "codebook" else B
         self.output = nn.Linear(width, answers)  # to bits; U of the codebook
-        self.prior = nn.Linear(m * config.hidden_size, m * B) if config.context_path == "direct" else None
+        self.prior = nn.Linear(m * config.hidden_size, m * B) if shape.context_path == "direct" else None
         self.codebook = Codebook(config) if config.has_codebook else None
-        self.candidates = config.codebook_candidates
+        self.candidates = shape.codebook_candidates
 
     def prepare(self, context: Tensor, embedding: Tensor) -> Prepared:
         """C [n, m, D] and the backbone's embedding matrix [rows, D] → for n blocks, to train on."""
@@ -210,7 +210,8 @@ class DiffusionHead(nn.Module):
 
     def token_nll(self, noisy: Tensor, t: Tensor, prepared: Prepared, targets: Tensor) -> Tensor:
         """-log p(y | A_t, C) of the tokens y [n, m], nats [n, m]; for the ``codebook`` denoiser, prepared to train."""
-        assert self.denoiser == "codebook"
+        if self.denoiser != "codebook":
+            raise ConfigError(f"loss = token needs denoiser = codebook; {self.denoiser} does not tell probabilities")
         assert prepared.lexicon is not None
         known = self._known(noisy, t, prepared)
         answer = self._answer(noisy, self.embed_time(t), prepared, known)

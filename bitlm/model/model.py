@@ -13,9 +13,9 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from bitlm.codes import signs
-from bitlm.config.stages import Loss
+from bitlm.config import DiffusionConfig
 from bitlm.diffusion.loss import bit_loss
-from bitlm.diffusion.noise import Noise, block_noise
+from bitlm.diffusion.noise import BlockShape, Noise, NoiseKeys, block_noise
 from bitlm.diffusion.process import corrupt
 from bitlm.errors import ArtifactError, ConfigError
 from bitlm.generation.loop import generate, stream_blocks
@@ -23,6 +23,8 @@ from bitlm.model.backbone import initialize_scaled, positions, training_mask
 from bitlm.model.codebook import last_vector
 from bitlm.model.config import BitLMConfig
 from bitlm.model.head import DiffusionHead, Prepared
+
+DEFAULT_DIFFUSION = DiffusionConfig()
 
 
 @dataclass
@@ -179,13 +181,14 @@ class BitLMForCausalLM(PreTrainedModel):
         labels: Tensor | None = None,
         noise: Noise | None = None,
         loss_tokens: Tensor | None = None,
-        objective: Loss | None = None,
+        diffusion: DiffusionConfig = DEFAULT_DIFFUSION,
     ) -> BitLMOutput:
         """The training loss of ids [b, L] in one teacher-forced pass; the targets are the ids themselves.
 
         A token carries loss if its block has no padding, its label in ``labels`` [b, L] is not -100 (other values are
-        not read) and ``loss_tokens`` [b, L] is True there. Without ``noise`` (which the LM head ignores) the diffusion
-        head takes some keyed by torch's global random state. ``objective`` replaces the diffusion head's own loss.
+        not read) and ``loss_tokens`` [b, L] is True there. ``diffusion`` names the diffusion head's loss. Without
+        ``noise`` the diffusion head draws some by these settings, keyed by torch's global random state. The LM head
+        uses neither. Raises ConfigError for a loss that the head cannot compute.
         """
         in_loss = self._in_loss(input_ids, attention_mask, labels, loss_tokens)  # [b, N, m] or None = all
         chosen = None if in_loss is None else in_loss.any(-1)  # [b, N]: blocks with at least one such token
@@ -199,9 +202,9 @@ class BitLMForCausalLM(PreTrainedModel):
         if self.config.head == "lm":
             losses = self.token_nll(context, targets)[:, None]  # [n, draws = 1, m = 1]
         else:
-            noise = (noise or self._fresh_noise(b, N)).to(context.device)
+            noise = (noise or self._fresh_noise(b, N, diffusion)).to(context.device)
             noise = Noise(*(x.flatten(0, 1) if chosen is None else x[chosen] for x in (noise.eps, noise.t, noise.drop)))
-            losses = self._slot_losses(context, targets, noise, objective or self.config.loss)  # [n, draws, m]
+            losses = self._slot_losses(context, targets, noise, diffusion)  # [n, draws, m]
         return _collect(losses, in_loss, (b, N))
 
     def token_nll(self, context: Tensor, targets: Tensor) -> Tensor:
@@ -209,7 +212,7 @@ class BitLMForCausalLM(PreTrainedModel):
         logits = self.head(context, self.model.embed_tokens.weight)
         return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
 
-    def _slot_losses(self, context: Tensor, targets: Tensor, noise: Noise, objective: Loss) -> Tensor:
+    def _slot_losses(self, context: Tensor, targets: Tensor, noise: Noise, diffusion: DiffusionConfig) -> Tensor:
         """C [n, m, D], ids [n, m], noise of the same n blocks → loss per block, draw and slot [n, draws, m]."""
         draws = noise.t.shape[1]
         clean = signs(targets, self.config.num_bits)[:, None]  # [n, 1, m, B]
@@ -217,11 +220,11 @@ class BitLMForCausalLM(PreTrainedModel):
         context = torch.where(noise.drop[:, None, None], self.head.null_context.to(context.dtype), context)
         prepared = self.prepare(context).repeat(draws)
         inputs = noisy.flatten(0, 1), noise.t.flatten(0, 1), prepared
-        if objective == "token":
+        if diffusion.loss == "token":
             targets = targets.repeat_interleave(draws, dim=0)
             return self.head.token_nll(*inputs, targets).view(noisy.shape[:-1])
         logits = self.head(*inputs).view(noisy.shape)
-        return bit_loss(logits, clean, noise.t[..., None], objective, self.config.t_min)
+        return bit_loss(logits, clean, noise.t[..., None], diffusion)
 
     def _in_loss(
         self, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor | None, loss_tokens: Tensor | None
@@ -235,10 +238,9 @@ class BitLMForCausalLM(PreTrainedModel):
             conditions.append((labels != -100).view(blocks))
         return torch.stack(conditions).all(0) if conditions else None
 
-    def _fresh_noise(self, b: int, N: int) -> Noise:
-        seed = int(torch.randint(2**62, ()))
-        config = self.config
-        return block_noise(seed, range(b), [0] * b, N, config.block_size, config.num_bits, config.diffusion)
+    def _fresh_noise(self, b: int, N: int, diffusion: DiffusionConfig) -> Noise:
+        keys = NoiseKeys(int(torch.randint(2**62, ())), range(b), [0] * b)
+        return block_noise(keys, BlockShape(N, self.config.block_size, self.config.num_bits), diffusion)
 
     # Functions of the model; their options are the fields of ``bitlm.model.Sampling``.
     generate = generate

@@ -7,7 +7,7 @@ Batches for training are made in a thread of their own (``bitlm.data.reading.pre
 from collections.abc import Sequence
 from typing import Protocol
 
-from bitlm.model.batch import Batch
+from bitlm.batch import Batch
 
 
 class Batches(Protocol):

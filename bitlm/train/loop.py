@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from bitlm import storage
+from bitlm.batch import Batch
 from bitlm.config import TrainConfig
 from bitlm.data.reading.prefetch import prefetch
 from bitlm.errors import ConfigError
-from bitlm.model.batch import Batch
 from bitlm.model.model import BitLMForCausalLM
 from bitlm.train import checkpoint, ranks
 from bitlm.train.batches import Batches

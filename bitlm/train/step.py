@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from bitlm.batch import Batch
 from bitlm.config import TrainConfig
-from bitlm.diffusion.noise import Noise, block_noise
+from bitlm.diffusion.noise import BlockShape, Noise, NoiseKeys, block_noise
 from bitlm.errors import BitLMError
-from bitlm.model.batch import Batch
 from bitlm.model.model import BitLMForCausalLM
 from bitlm.train import ranks
 
@@ -42,7 +42,13 @@ def train_step(
         part = part.to(device)
         noise = _noise(model, part, config)
         with precision_context(device, config):
-            output = model(part.input_ids, part.attention_mask, noise=noise, loss_tokens=part.loss_tokens)
+            output = model(
+                part.input_ids,
+                part.attention_mask,
+                noise=noise,
+                loss_tokens=part.loss_tokens,
+                diffusion=config.diffusion,
+            )
         output.loss_sum.backward()
         found = output.loss_sum.detach(), output.loss_count, torch.tensor(part.tokens(), device=device)
         sums += torch.stack([value.double() for value in found])
@@ -64,8 +70,8 @@ def _noise(model: BitLMForCausalLM, part: Batch, config: TrainConfig) -> Noise |
     if model.config.head == "lm":
         return None
     m = model.config.block_size
-    N = part.input_ids.shape[1] // m
-    return block_noise(config.seed, part.indices, part.epochs, N, m, model.config.num_bits, model.config.diffusion)
+    shape = BlockShape(part.input_ids.shape[1] // m, m, model.config.num_bits)
+    return block_noise(NoiseKeys(config.seed, part.indices, part.epochs), shape, config.diffusion)
 
 
 def _scale_and_clip(model: nn.Module, scale: float, limit: float) -> float:

@@ -58,8 +58,6 @@ def _nats(
     for start in range(0, len(indices), size):
         batch = batches.validation(indices[start : start + size]).to(device)
         with precision_context(device, config):
-            nats, tokens = validation_nats(
-                model, batch.input_ids, batch.attention_mask, batch.loss_tokens, SEED, batch.indices
-            )
+            nats, tokens = validation_nats(model, batch, SEED)
         results += zip(nats.tolist(), tokens.tolist(), strict=True)
     return results

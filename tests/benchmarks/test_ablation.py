@@ -17,6 +17,7 @@ import ablation_tokens
 from bitlm.config import TokenizerConfig, configure
 from bitlm.data.shards import tokenizer
 from bitlm.model import BitLMConfig
+from bitlm.model.config import Vocabulary
 
 
 @pytest.fixture
@@ -39,10 +40,8 @@ def test_a_row_is_settings_of_the_pipeline(name: str, monkeypatch: pytest.Monkey
     row = ablation.row_of(name)
     config = configure(ablation.PRESET, ablation.settings(row, ablation._arguments()))
     assert (config.pretrain.init_from == "lm") == (row.start is not None)
-    made = BitLMConfig.from_sections(
-        config.model, config.pretrain.diffusion, head=row.head, vocab_size=1024, num_bits=10, end_id=0, pad_id=1
-    )
-    assert made.codebook_rank == (16 if "rank" in name else None)
+    made = BitLMConfig.from_sections(config.model, row.head, Vocabulary(1024, 10, end_id=0, pad_id=1))
+    assert made.diffusion_head.codebook_rank == (16 if "rank" in name else None)
 
 
 def test_no_two_rows_are_the_same() -> None:

@@ -62,7 +62,10 @@ def test_the_article_settings_are_the_defaults(preset):
         ("model.num_kv_heads=4", "model.num_kv_heads = 4 does not divide model.num_heads"),
         ("model.head.head_dim=100", "model.head.head_dim = 100 does not divide the head's width"),
         ("model.head.denoiser=direct", "pretrain.diffusion.loss = token needs model.head.denoiser = codebook"),
-        ("model.head.codebook_rank=200", "model.head.codebook_rank = 200 is more than model.hidden_size = 192"),
+        (
+            "model.head.codebook_rank=200",
+            "model.head.codebook_rank = 200 is more than the backbone's hidden_size = 192",
+        ),
         ("pretrain.execution.num_workers=3", "pretrain.execution.num_workers = 3 does not divide pretrain.batch_size"),
         ("pretrain.steps", "expected stage.key=value"),
         ("pretrain.steps.x=1", "pretrain.steps"),

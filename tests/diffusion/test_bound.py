@@ -7,7 +7,9 @@ import pytest
 import torch
 from toy import Mixture
 
-from bitlm.diffusion.bound import Bound, combine, nats_per_token, path_noise, tail_nats, validation_nats
+from bitlm.batch import Batch
+from bitlm.diffusion.bound import Bound, NoisePath, combine, nats_per_token, path_noise, tail_nats, validation_nats
+from bitlm.diffusion.noise import BlockShape
 from bitlm.errors import ConfigError
 from bitlm.model import BitLMConfig, BitLMForCausalLM
 
@@ -40,8 +42,8 @@ class ToyModel:
     def train(self, mode: bool) -> None:
         self.training = mode
 
-    def __call__(self, ids, attention_mask, *, noise, loss_tokens, objective) -> SimpleNamespace:
-        assert objective == "x"
+    def __call__(self, ids, attention_mask, *, noise, loss_tokens, diffusion) -> SimpleNamespace:
+        assert diffusion.loss == "x"
         clean = self.source.words[ids[:, ::M]][:, :, None]  # the first id of a block names the word
         t = noise.t[..., None]
         estimate = self.damage * self.source.denoise((1 - t) * clean + t * noise.eps, t)
@@ -55,9 +57,14 @@ def words(source: Mixture, sequences: int) -> torch.Tensor:
     return drawn.view(sequences, N).repeat_interleave(M, dim=1)
 
 
+def whole(ids: torch.Tensor, first: int = 0, loss_tokens: torch.Tensor | None = None) -> Batch:
+    """Sequences with the indices ``first`` and following."""
+    return Batch(ids, None, loss_tokens, list(range(first, first + len(ids))), [0] * len(ids))
+
+
 def bound(source: Mixture, damage: float = 1.0, stagger: float = 0.0, sequences: int = 64) -> Bound:
     ids = words(source, sequences)
-    batches = [(ids[i : i + 32], None, None, range(i, i + 32)) for i in range(0, sequences, 32)]
+    batches = [whole(ids[i : i + 32], i) for i in range(0, sequences, 32)]
     return nats_per_token(ToyModel(source, damage), batches, seed=1, strata=8, stagger=stagger)
 
 
@@ -98,15 +105,18 @@ def test_standard_error_tells_the_spread_over_seeds() -> None:
     source = dependent_tokens()
     ids = words(source, 32)
     model = ToyModel(source)
-    estimates = [nats_per_token(model, [(ids, None, None, range(32))], seed=s, strata=4) for s in range(12)]
+    estimates = [nats_per_token(model, [whole(ids)], seed=s, strata=4) for s in range(12)]
     spread = torch.tensor([e.mean for e in estimates]).std().item()
-    assert spread < 2 * estimates[0].stderr  # the stated error also holds the choice of the sequences
+    stated = torch.tensor([e.stderr for e in estimates])
+    # The stated error also covers the choice of the sequences, so it exceeds the spread over seeds, but not by much.
+    assert (spread < 2 * stated).all()
+    assert (stated < 10 * spread).all()
 
 
 @pytest.mark.parametrize("stagger", [0.0, 0.3, 1.0])
 def test_integral_of_a_known_error_curve(stagger: float) -> None:
     """e(γ) = 1/(1+γ)² integrates to 1 over [0, ∞); on the sampled range it has a closed form."""
-    noise, weights = path_noise(0, range(200), 10, 3, 6, 16, stagger)
+    noise, weights = path_noise(0, range(200), BlockShape(10, 3, 6), NoisePath(16, stagger))
     snr = ((1 - noise.t.double()) / noise.t.double()) ** 2
     got = (weights / (1 + snr) ** 2).sum(2).mean((0, 1)) + tail_nats(6)
     low, high = math.exp(-8), math.exp(4.5)
@@ -119,20 +129,20 @@ def log_snr(t: torch.Tensor) -> torch.Tensor:
 
 
 def test_levels_are_stratified_and_belong_to_the_sequence() -> None:
-    noise, _ = path_noise(2, [5, 11], 30, 4, 3, 5)
+    noise, _ = path_noise(2, [5, 11], BlockShape(30, 4, 3), NoisePath(5))
     part = (log_snr(noise.t)[..., 0] + 8) / 12.5 * 5
     for s in range(5):
         assert (part[..., s] > s - 1e-4).all()
         assert (part[..., s] < s + 1 + 1e-4).all()
     assert not noise.drop.any()
-    alone, _ = path_noise(2, [11], 30, 4, 3, 5)
+    alone, _ = path_noise(2, [11], BlockShape(30, 4, 3), NoisePath(5))
     assert torch.equal(alone.eps[0], noise.eps[1])
     assert torch.equal(alone.t[0], noise.t[1])
 
 
 @pytest.mark.parametrize("stagger", [0.25, 0.5, 1.0])
 def test_slots_start_one_after_the_other(stagger: float) -> None:
-    noise, weights = path_noise(0, range(4), 50, 4, 3, 40, stagger)
+    noise, weights = path_noise(0, range(4), BlockShape(50, 4, 3), NoisePath(40, stagger))
     level = log_snr(noise.t)  # [4, 50, strata, 4]
     assert level.min() > -8.001
     assert level.max() < 4.501
@@ -153,19 +163,19 @@ def test_validation_sums_loss_tokens_per_sequence_and_not_by_batch(head: str) ->
         torch.nn.init.normal_(parameter, std=0.1)
     ids = torch.randint(0, 256, (3, 16))
     chosen = torch.rand(3, 16) < 0.6
-    nats, tokens = validation_nats(model, ids, None, chosen, 0, [4, 5, 6])
+    nats, tokens = validation_nats(model, whole(ids, 4, chosen), 0)
     assert model.training
     assert nats.shape == (3, m)
     assert tokens.tolist() == chosen.view(3, 16 // m, m).sum(1).tolist()
     each = [torch.arange(16) == position for position in range(16)]
-    alone = [validation_nats(model, ids, None, one.expand(3, -1), 0, [4, 5, 6])[0].sum(1) for one in each]
+    alone = [validation_nats(model, whole(ids, 4, one.expand(3, -1)), 0)[0].sum(1) for one in each]
     by_token = (torch.stack(alone, 1) * chosen).view(3, 16 // m, m).sum(1)
     torch.testing.assert_close(nats, by_token, rtol=1e-5, atol=0)
     for i in range(3):
-        alone, count = validation_nats(model, ids[i : i + 1], None, chosen[i : i + 1], 0, [4 + i])
+        alone, count = validation_nats(model, whole(ids[i : i + 1], 4 + i, chosen[i : i + 1]), 0)
         assert count[0].tolist() == tokens[i].tolist()
         torch.testing.assert_close(alone[0], nats[i], rtol=1e-5, atol=0)
-    again, _ = validation_nats(model, ids, None, chosen, 0, [4, 5, 6])
+    again, _ = validation_nats(model, whole(ids, 4, chosen), 0)
     assert torch.equal(again, nats)
     assert (nats > 0).all()
     if head == "lm":
@@ -201,5 +211,6 @@ def test_a_slot_without_tokens_has_no_figure() -> None:
 
 
 def test_one_index_per_sequence() -> None:
+    wrong = Batch(torch.zeros(1, 2 * N, dtype=torch.long), None, None, [1, 2], [0, 0])
     with pytest.raises(ConfigError, match="2 indices for 1 sequences"):
-        validation_nats(ToyModel(dependent_tokens()), torch.zeros(1, 2 * N, dtype=torch.long), None, None, 0, [1, 2])
+        validation_nats(ToyModel(dependent_tokens()), wrong, 0)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from bitlm.config import DiffusionConfig
 from bitlm.diffusion.loss import bit_loss, to_codes
 from bitlm.diffusion.process import corrupt, matched_filter, t_of_log_snr
 
@@ -40,13 +41,13 @@ def test_codes_are_the_mean_of_bits_with_these_log_odds() -> None:
     torch.testing.assert_close(to_codes(logits), p - (1 - p))
 
 
-@pytest.mark.parametrize("objective", ["velocity", "bce", "x"])
-def test_gradients_in_float64(objective: str) -> None:
+@pytest.mark.parametrize("loss", ["velocity", "bce", "x"])
+def test_gradients_in_float64(loss: str) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 2, 5, dtype=torch.float64, generator=generator).requires_grad_()
     clean = torch.randn(3, 2, 5, dtype=torch.float64, generator=generator).sign()
     t = torch.tensor([0.01, 0.3, 0.9], dtype=torch.float64).view(3, 1, 1)
-    assert torch.autograd.gradcheck(lambda x: bit_loss(x, clean, t, objective, 0.05), (logits,))
+    assert torch.autograd.gradcheck(lambda x: bit_loss(x, clean, t, DiffusionConfig(loss=loss)), (logits,))
 
 
 def test_velocity_loss_is_the_squared_error_of_the_velocity() -> None:
@@ -54,14 +55,14 @@ def test_velocity_loss_is_the_squared_error_of_the_velocity() -> None:
     clean, eps, t = torch.ones(1, 2, 3), torch.randn(1, 2, 3), torch.full((1, 1, 1), 0.4)
     noisy, logits = corrupt(clean, eps, t), torch.randn(1, 2, 3)
     error = (noisy - to_codes(logits)) / t - (noisy - clean) / t
-    torch.testing.assert_close(bit_loss(logits, clean, t, "velocity", 0.05), (error**2).mean(-1))
+    torch.testing.assert_close(bit_loss(logits, clean, t, DiffusionConfig()), (error**2).mean(-1))
 
 
 def test_huge_logits_stay_finite() -> None:
     clean = torch.tensor([[[1.0, -1.0]]])
-    for objective in ("velocity", "bce", "x"):
+    for name in ("velocity", "bce", "x"):
         logits = torch.tensor([[[1e8, 1e8]]], requires_grad=True)
-        loss = bit_loss(logits, clean, torch.full((1, 1, 1), 1e-6), objective, 0.05)
+        loss = bit_loss(logits, clean, torch.full((1, 1, 1), 1e-6), DiffusionConfig(loss=name))
         loss.sum().backward()
         assert loss.isfinite().all()
         assert logits.grad.isfinite().all()

@@ -63,7 +63,7 @@ def plain_generate(
         (2, 4, 2.5, {}),
         (4, 4, 1.0, {"slot_embedding": True}),
         (2, 2, 2.5, {"denoiser": "matched_filter", "context_path": "direct", "slot_embedding": True}),
-        (4, 2, 2.0, {"denoiser": "codebook", "loss": "token"}),
+        (4, 2, 2.0, {"denoiser": "codebook"}),
     ],
 )
 def test_cache_equals_recomputation_for_every_prompt_length(
@@ -98,7 +98,7 @@ def test_lm_cache_equals_recomputation(build: Build, tied: bool) -> None:
         ({"head": "lm"}, {"temperature": 1.0}),
         ({}, {"stagger": 0.5}),
         ({"denoiser": "matched_filter", "slot_embedding": True}, {"guidance_form": "logit", "void": "nearest"}),
-        ({"denoiser": "codebook", "loss": "token"}, {"commit_threshold": 0.5, "time_grid": "shifted"}),
+        ({"denoiser": "codebook"}, {"commit_threshold": 0.5, "time_grid": "shifted"}),
     ],
 )
 def test_batch_and_padding_change_nothing(build: Build, options: dict, sampling: dict) -> None:
@@ -310,7 +310,7 @@ def test_no_prompts_no_output(build: Build) -> None:
 
 def test_the_compiled_head_says_the_same(build: Build) -> None:
     """One compilation without a break serves all numbers of rows, K and ω. (A GPU's graph is not made here.)"""
-    model = build(head_num_layers=1)
+    model = build(num_layers=1)
     settings = {"max_new_tokens": 12, "num_steps": 4, "guidance_scale": 2.0}
     plain = model.generate(PROMPTS[:5], **settings)
     counters = torch._dynamo.utils.counters

@@ -22,8 +22,8 @@ from toy_training import metrics, run, run_ranks
 from bitlm.config import PRESETS, DiffusionConfig, configure
 from bitlm.data.reading.order import Order
 from bitlm.data.sources import docstrings
-from bitlm.diffusion.bound import path_noise
-from bitlm.diffusion.noise import block_noise, sample_noise, token_uniform
+from bitlm.diffusion.bound import NoisePath, path_noise
+from bitlm.diffusion.noise import BlockShape, NoiseKeys, block_noise, sample_noise, token_uniform
 from bitlm.model import BitLMForCausalLM
 from bitlm.steps import steps
 
@@ -130,9 +130,9 @@ def _draws() -> dict[str, list]:
         "train": DiffusionConfig(noise_draws=2, condition_dropout=0.5),
         "train, uniform, slots": DiffusionConfig(t_distribution="uniform", slot_noise=0.5),
     }.items():
-        noise = block_noise(7, [5, 700_000_000_000], [2, 0], 3, 2, 2, diffusion)
+        noise = block_noise(NoiseKeys(7, [5, 700_000_000_000], [2, 0]), BlockShape(3, 2, 2), diffusion)
         found[name] = [noise.eps.flatten().tolist(), noise.t.flatten().tolist(), noise.drop.flatten().tolist()]
-    noise, weights = path_noise(7, [5], 2, 2, 2, 3, 0.5)
+    noise, weights = path_noise(7, [5], BlockShape(2, 2, 2), NoisePath(3, 0.5))
     found["bound"] = [noise.eps.flatten().tolist(), noise.t.flatten().tolist(), weights.flatten().tolist()]
     found["sample"] = sample_noise(7, 5, 2, 2, 3).flatten().tolist()
     found["token"] = [token_uniform(7, 5, position) for position in range(3)]

@@ -171,7 +171,9 @@ def test_coupling_alone_tells_a_slot_of_its_neighbours(build: Build) -> None:
 @torch.no_grad()
 def test_a_fresh_codebook_is_the_tied_softmax_of_the_last_vector_times_the_unigram() -> None:
     torch.manual_seed(0)
-    model = BitLMForCausalLM(BitLMConfig(denoiser="codebook", vocab_size=200))
+    model = BitLMForCausalLM(
+        BitLMConfig(diffusion_head={"denoiser": "codebook", "num_layers": 2, "head_dim": 16}, vocab_size=200)
+    )
     counts = torch.randint(0, 1000, (200,))
     model.set_unigram(counts)
     context = torch.randn(2, 4, 64)

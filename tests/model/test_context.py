@@ -7,9 +7,10 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
-from bitlm.config import PRESETS, DiffusionConfig
+from bitlm.config import PRESETS
 from bitlm.errors import ConfigError
 from bitlm.model import BitLMConfig, BitLMForCausalLM
+from bitlm.model.config import Vocabulary
 
 Build = Callable[..., BitLMForCausalLM]
 SCALES = ("0.6b", "1.7b", "4b", "8b")
@@ -86,11 +87,8 @@ def qwen3(scale: str, layers: int, rows: int) -> Qwen3ForCausalLM:
 def test_blocks_of_one_are_qwen3(scale: str) -> None:
     """Same weights, same vectors in: transformers' own causal model gives the same logits."""
     model_section = PRESETS[scale]().model.model_copy(update={"num_layers": 1})
-    ours = BitLMForCausalLM(
-        BitLMConfig.from_sections(
-            model_section, DiffusionConfig(), head="lm", vocab_size=200, num_bits=18, end_id=0, pad_id=0
-        )
-    )
+    vocabulary = Vocabulary(vocab_size=200, num_bits=18, end_id=0, pad_id=0)
+    ours = BitLMForCausalLM(BitLMConfig.from_sections(model_section, "lm", vocabulary))
     assert ours.config.embedding_rows == 256
     state = dict(ours.state_dict())
     start = state.pop("start_block")
@@ -119,9 +117,8 @@ def test_blocks_of_one_are_qwen3(scale: str) -> None:
 )
 def test_parameter_counts_are_those_of_qwen3(scale: str, published: int, without_embeddings: float) -> None:
     section = PRESETS[scale]().model
-    config = BitLMConfig.from_sections(
-        section, DiffusionConfig(), head="lm", vocab_size=151_669, num_bits=18, end_id=151_643, pad_id=151_643
-    )
+    vocabulary = Vocabulary(vocab_size=151_669, num_bits=18, end_id=151_643, pad_id=151_643)
+    config = BitLMConfig.from_sections(section, "lm", vocabulary)
     assert config.embedding_rows == 151_936
     with torch.device("meta"):
         model = BitLMForCausalLM(config)

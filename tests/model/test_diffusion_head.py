@@ -48,7 +48,8 @@ def test_time_features_are_sinusoids_of_1000_t() -> None:
 @pytest.mark.parametrize("denoiser", ["direct", "matched_filter"])
 def test_a_fresh_head_knows_nothing(denoiser: str, path: str) -> None:
     """Zero output and zero modulation: log-odds 0, or with the matched filter those of independent fair bits."""
-    model = BitLMForCausalLM(BitLMConfig(denoiser=denoiser, num_bits=8, block_size=4, context_path=path))
+    shape = {"denoiser": denoiser, "context_path": path, "num_layers": 2, "head_dim": 16}
+    model = BitLMForCausalLM(BitLMConfig(num_bits=8, block_size=4, diffusion_head=shape))
     noisy, t = torch.randn(5, 4, 8), torch.rand(5, 1) * 0.9 + 0.05
     logits = model.head(noisy, t, model.prepare(torch.randn(5, 4, 64)))
     if denoiser == "direct":
@@ -194,6 +195,6 @@ def test_direct_path_reads_log_odds_and_input_from_the_context(build: Build) -> 
 
 def test_modulation_is_shared_by_three_layers() -> None:
     for layers, groups in ((1, 1), (3, 1), (4, 2), (6, 2), (7, 3)):
-        head = BitLMForCausalLM(BitLMConfig(head_num_layers=layers)).head
+        head = BitLMForCausalLM(BitLMConfig(diffusion_head={"num_layers": layers, "head_dim": 16})).head
         assert len(head.layers) == layers
         assert len(head.modulations) == groups

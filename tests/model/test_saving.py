@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from bitlm.config import DiffusionConfig, configure
+from bitlm.config import configure
 from bitlm.errors import ArtifactError, ConfigError
 from bitlm.model import BitLMConfig, BitLMForCausalLM
+from bitlm.model.config import Vocabulary
 
 Build = Callable[..., BitLMForCausalLM]
 CODEBOOK = {
     "denoiser": "codebook",
-    "loss": "token",
     "context_path": "direct",
     "codebook_rank": 5,
     "slot_embedding": True,
@@ -79,20 +79,15 @@ def test_a_missing_or_damaged_checkpoint_is_refused(build: Build, tmp_path: Path
 
 
 def test_config_comes_from_the_pipelines_sections(tmp_path: Path) -> None:
-    pipeline = configure("tiny-article", ["model.head.denoiser=matched_filter", "pretrain.diffusion.loss=bce"])
+    pipeline = configure("tiny-article", ["model.head.denoiser=matched_filter"])
     for head, m in (("diffusion", 4), ("lm", 1)):
-        config = BitLMConfig.from_sections(
-            pipeline.model, pipeline.pretrain.diffusion, head=head, vocab_size=2000, num_bits=12, end_id=3, pad_id=4
-        )
+        config = BitLMConfig.from_sections(pipeline.model, head, Vocabulary(2000, 12, end_id=3, pad_id=4))
         config.save_pretrained(tmp_path)
         config = BitLMConfig.from_pretrained(tmp_path)
         assert (config.block_size, config.vocab_size, config.embedding_rows, config.num_bits) == (m, 2000, 2048, 12)
-        assert (config.hidden_size, config.head_width, config.intermediate_size) == (192, 192, 512)
-        assert (config.denoiser, config.end_token_id, config.pad_token_id) == ("matched_filter", 3, 4)
-        assert config.diffusion == pipeline.pretrain.diffusion
-        other = DiffusionConfig(noise_draws=4, t_mean=0.0)
-        config.use_diffusion(other)
-        assert config.diffusion == other
+        assert (config.hidden_size, config.intermediate_size) == (192, 512)
+        assert config.diffusion_head == pipeline.model.head.model_copy(update={"width": 192})
+        assert (config.end_token_id, config.pad_token_id) == (3, 4)
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "bitlm"
 
 
@@ -102,14 +97,16 @@ def test_config_comes_from_the_pipelines_sections(tmp_path: Path) -> None:
         ({"num_bits": 7}, "256 ids need 8 to 32 bits"),
         ({"embedding_rows": 128}, "embedding_rows = 128"),
         ({"head": "lm"}, "block_size = 4"),
-        ({"head_head_dim": 24}, "head_head_dim = 24"),
+        ({"diffusion_head": {"head_dim": 24}}, "diffusion_head.head_dim = 24 does not divide the head's width 64"),
+        ({"diffusion_head": {"layers": 3}}, "diffusion_head.layers = 3: Extra inputs are not permitted"),
         ({"end_token_id": 256}, "end_token_id = 256"),
-        ({"loss": "token"}, "loss = token needs denoiser = codebook; direct does not"),
-        ({"loss": "token", "denoiser": "codebook_prior"}, "loss = token needs denoiser = codebook; codebook_prior"),
-        ({"denoiser": "codebook_prior", "codebook_rank": 8}, "codebook_rank = 8 needs denoiser = codebook"),
-        ({"denoiser": "codebook", "codebook_rank": 65}, "codebook_rank = 65: choose 1 to hidden_size = 64"),
+        (
+            {"diffusion_head": {"head_dim": 16, "codebook_rank": 8}},
+            "codebook_rank = 8 needs",
+        ),
+        ({"diffusion_head": {"head_dim": 16, "denoiser": "codebook", "codebook_rank": 65}}, "hidden_size = 64"),
     ],
 )
-def test_impossible_configurations_are_told(values: dict, message: str) -> None:
+def test_impossible_configurations_are_refused(values: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         BitLMConfig(**values)

@@ -8,15 +8,23 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from bitlm.config import DiffusionConfig
-from bitlm.diffusion.noise import Noise, block_noise
+from bitlm.diffusion.noise import BlockShape, Noise, NoiseKeys, block_noise
+from bitlm.errors import ConfigError
 from bitlm.model import BitLMConfig, BitLMForCausalLM
 
 Build = Callable[..., BitLMForCausalLM]
 HEADS = [
-    {}, {"head": "lm"}, {"context_path": "direct", "slot_embedding": True},
-    {"denoiser": "codebook_prior", "loss": "bce", "context_path": "direct"},
-    {"denoiser": "codebook", "loss": "token", "codebook_rank": 5},
-]  # fmt: skip
+    {},
+    {"head": "lm"},
+    {"context_path": "direct", "slot_embedding": True},
+    {"denoiser": "codebook_prior", "context_path": "direct"},
+    {"denoiser": "codebook", "codebook_rank": 5},
+]
+BCE, TOKEN = DiffusionConfig(loss="bce"), DiffusionConfig(loss="token")
+
+
+def loss_for(options: dict) -> DiffusionConfig:
+    return TOKEN if options.get("denoiser") == "codebook" else BCE
 
 
 def batch(b: int = 3, L: int = 16) -> torch.Tensor:
@@ -25,10 +33,10 @@ def batch(b: int = 3, L: int = 16) -> torch.Tensor:
 
 def noise_for(b: int, N: int, draws: int = 3, slot_noise: float = 0.0) -> Noise:
     diffusion = DiffusionConfig(noise_draws=draws, condition_dropout=0.4, t_mean=-2.0, slot_noise=slot_noise)
-    return block_noise(5, range(b), [0] * b, N, 4, 6, diffusion)
+    return block_noise(NoiseKeys(5, range(b), [0] * b), BlockShape(N, 4, 6), diffusion)
 
 
-def loss_by_hand(model: BitLMForCausalLM, ids: torch.Tensor, noise: Noise, row: int, n: int, objective: str) -> float:
+def loss_by_hand(model: BitLMForCausalLM, ids: torch.Tensor, noise: Noise, row: int, n: int, loss: str) -> float:
     """Mean over draws and bits for block n of a row, with the formulas written out per bit."""
     context = model.context(ids)[row, n]
     if noise.drop[row, n]:
@@ -43,24 +51,24 @@ def loss_by_hand(model: BitLMForCausalLM, ids: torch.Tensor, noise: Noise, row: 
         for logit, bit in zip(logits.flatten().tolist(), clean.flatten().tolist(), strict=True):
             p = 1 / (1 + math.exp(-logit))
             error = (2 * p - 1) - bit
-            losses = {
-                "velocity": (error / max(t, 0.05)) ** 2, "x": error**2, "bce": -math.log(p if bit > 0 else 1 - p),
-            }  # fmt: skip
-            total += losses[objective]
+            if loss == "bce":
+                total -= math.log(p if bit > 0 else 1 - p)
+            else:
+                total += (error / max(t, 0.05)) ** 2 if loss == "velocity" else error**2
             count += 1
     return total / count
 
 
-@pytest.mark.parametrize("objective", ["velocity", "bce", "x"])
+@pytest.mark.parametrize("loss", ["velocity", "bce", "x"])
 @torch.no_grad()
-def test_loss_is_the_hand_loop(build: Build, objective: str) -> None:
-    model = build(loss=objective)
+def test_loss_is_the_hand_loop(build: Build, loss: str) -> None:
+    model = build()
     ids, noise = batch(2), noise_for(2, 4)
     assert 0 < noise.drop.sum() < noise.drop.numel()
     assert (noise.t < 0.05).any()  # the floor of the velocity loss is met
-    by_hand = [[loss_by_hand(model, ids, noise, row, n, objective) for n in range(4)] for row in range(2)]
+    by_hand = [[loss_by_hand(model, ids, noise, row, n, loss) for n in range(4)] for row in range(2)]
     expected = torch.tensor(by_hand)
-    output = model(ids, noise=noise)
+    output = model(ids, noise=noise, diffusion=DiffusionConfig(loss=loss))
     torch.testing.assert_close(output.slot_loss.mean((-2, -1)), expected, rtol=2e-3, atol=1e-5)
     assert output.loss_count == 32
     assert output.loss_sum.item() == pytest.approx(4 * expected.sum().item(), rel=1e-3)
@@ -69,9 +77,9 @@ def test_loss_is_the_hand_loop(build: Build, objective: str) -> None:
 
 @torch.no_grad()
 def test_token_loss_is_the_hand_loop(build: Build) -> None:
-    model = build(denoiser="codebook", loss="token")
+    model = build(denoiser="codebook")
     ids, noise = batch(2), noise_for(2, 4, slot_noise=0.5)
-    output = model(ids, noise=noise)
+    output = model(ids, noise=noise, diffusion=TOKEN)
     assert output.slot_loss.shape == (2, 4, 3, 4)
     for row in range(2):
         for n in range(4):
@@ -89,14 +97,19 @@ def test_token_loss_is_the_hand_loop(build: Build) -> None:
     assert output.loss.item() == pytest.approx(output.slot_loss.mean().item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("objective", ["velocity", "bce", "x", "token"])
-def test_equal_levels_in_all_slots_are_the_shared_level(build: Build, objective: str) -> None:
+def test_a_token_loss_needs_token_probabilities(build: Build) -> None:
+    with pytest.raises(ConfigError, match="loss = token needs denoiser = codebook; matched_filter does not"):
+        build(denoiser="matched_filter")(batch(2), noise=noise_for(2, 4), diffusion=TOKEN)
+
+
+@pytest.mark.parametrize("loss", ["velocity", "bce", "x", "token"])
+def test_equal_levels_in_all_slots_are_the_shared_level(build: Build, loss: str) -> None:
     ids, shared = batch(2), noise_for(2, 4)
     equal = Noise(shared.eps, shared.t.expand(-1, -1, -1, 4).contiguous(), shared.drop)
 
     def run(noise: Noise) -> list[torch.Tensor]:
-        model = build(denoiser="codebook", loss=objective, context_path="direct")
-        output = model(ids, noise=noise)
+        model = build(denoiser="codebook", context_path="direct")
+        output = model(ids, noise=noise, diffusion=DiffusionConfig(loss=loss))
         output.loss.backward()
         return [output.slot_loss, *(p.grad for p in model.parameters())]
 
@@ -138,7 +151,8 @@ def test_only_chosen_tokens_count_and_micro_batches_add_up(build: Build, options
 def test_a_call_without_loss_tokens_still_trains(build: Build, options: dict) -> None:
     model, ids = build(**options), batch(1)
     noise = noise_for(1, 4) if model.config.head == "diffusion" else None
-    output = model(ids, noise=noise, loss_tokens=torch.zeros(1, 16, dtype=torch.bool))
+    nothing = torch.zeros(1, 16, dtype=torch.bool)
+    output = model(ids, noise=noise, loss_tokens=nothing, diffusion=loss_for(options))
     output.loss_sum.backward()
     assert output.loss == 0
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
@@ -173,7 +187,7 @@ def test_every_parameter_learns_and_the_end_token_too(build: Build, options: dic
     model, ids = build(**options), batch()
     ids[:, 3] = model.config.end_token_id
     noise = noise_for(3, 4) if model.config.head == "diffusion" else None
-    model(ids, noise=noise).loss.backward()
+    model(ids, noise=noise, diffusion=loss_for(options)).loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.any(), name
@@ -191,17 +205,17 @@ def test_without_noise_the_loss_follows_torchs_seed(build: Build) -> None:
 
 @pytest.mark.parametrize("options", HEADS)
 def test_bfloat16_trains_close_to_float32(build: Build, options: dict) -> None:
-    ids, options = batch(), {"loss": "bce", **options}
+    ids, loss = batch(), loss_for(options)
     noise = noise_for(3, 4) if options.get("head") != "lm" else None
-    exact = build(**options)(ids, noise=noise).loss
+    exact = build(**options)(ids, noise=noise, diffusion=loss).loss
     model = build(**options)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = model(ids, noise=noise).loss
-    half = build(**options).to(torch.bfloat16)(ids, noise=noise).loss
-    for loss in (cast, half):
-        assert loss.dtype == torch.float32
-        assert loss.item() == pytest.approx(exact.item(), rel=0.05)
-        loss.backward()
+        cast = model(ids, noise=noise, diffusion=loss).loss
+    half = build(**options).to(torch.bfloat16)(ids, noise=noise, diffusion=loss).loss
+    for found in (cast, half):
+        assert found.dtype == torch.float32
+        assert found.item() == pytest.approx(exact.item(), rel=0.05)
+        found.backward()
 
 
 def test_auto_classes_know_the_model() -> None:

@@ -110,9 +110,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
             num_attention_heads=2,
             num_key_value_heads=1,
             intermediate_size=48,
-            head_width=32,
-            head_head_dim=16,
-            denoiser="matched_filter",
+            diffusion_head={"num_layers": 2, "head_dim": 16, "denoiser": "matched_filter"},
         )
         models[head] = commit(
             store,

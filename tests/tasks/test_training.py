@@ -17,9 +17,9 @@ import toy_training
 from ray import cloudpickle
 from toy_training import ToyBatches, metrics, run, toy_setup, weights
 
+from bitlm.batch import Batch
 from bitlm.config import PretrainConfig
 from bitlm.errors import ArtifactError, ConfigError
-from bitlm.model.batch import Batch
 from bitlm.train.loop import Setup
 from tasks.pretrain import _check_enough
 from tasks.session import RaySession

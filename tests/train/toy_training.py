@@ -13,8 +13,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
+from bitlm.batch import Batch
 from bitlm.config import PretrainConfig
-from bitlm.model.batch import Batch
 from bitlm.model.config import BitLMConfig
 from bitlm.model.model import BitLMForCausalLM
 from bitlm.train.loop import Setup, train
@@ -55,13 +55,14 @@ def toy_model(head: str) -> BitLMForCausalLM:
     """``head``: diffusion, lm, or codebook, the diffusion head with all of its own options."""
     torch.manual_seed(0)
     options = {"head": head, "block_size": 1 if head == "lm" else 4}
+    shape = {}
     if head == "codebook":
-        options |= {"head": "diffusion", "denoiser": "codebook", "loss": "token", "slot_noise": 0.5}
-        options |= {"context_path": "direct", "slot_embedding": True, "codebook_rank": 16}
+        options |= {"head": "diffusion", "slot_embedding": True}
+        shape = {"denoiser": "codebook", "context_path": "direct", "codebook_rank": 16}
     config = BitLMConfig(
         **options, vocab_size=50, embedding_rows=128, num_bits=6,
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
-        intermediate_size=48, head_width=32, head_num_layers=2, head_head_dim=16, end_token_id=0, pad_token_id=1,
+        intermediate_size=48, diffusion_head={"num_layers": 2, "head_dim": 16, **shape}, end_token_id=0, pad_token_id=1,
     )  # fmt: skip
     model = BitLMForCausalLM(config)
     if head == "codebook":
@@ -77,6 +78,8 @@ def toy_setup(
         "steps": 6, "batch_size": 4, "learning_rate": 3e-3, "warmup_steps": 2, "validate_every": 3,
         "validation_batches": 2,
     }  # fmt: skip
+    if head == "codebook":
+        defaults["diffusion"] = {"loss": "token", "slot_noise": 0.5}
     return Setup(
         config=PretrainConfig(**{**defaults, **config, "execution": {"checkpoint_every": 2, **(execution or {})}}),
         model=lambda: toy_model(head),

@@ -11,6 +11,7 @@ import torch
 
 from bitlm.artifacts.record import Record
 from bitlm.artifacts.store import Store
+from bitlm.batch import Batch
 from bitlm.config import PretrainConfig, PromptConfig
 from bitlm.data.reading.open_shards import OpenShards, open_splits
 from bitlm.data.reading.order import Order
@@ -21,7 +22,6 @@ from bitlm.data.shards.units import TOKENS_FILE
 from bitlm.data.summaries.examples import Example, read_examples
 from bitlm.data.summaries.prompts import collate
 from bitlm.errors import ConfigError
-from bitlm.model.batch import Batch
 
 
 class PretrainBatches:

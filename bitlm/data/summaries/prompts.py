@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 import torch
 
+from bitlm.batch import Batch
 from bitlm.config import PromptConfig
 from bitlm.data.shards.tokenizer import TextTokenizer
 from bitlm.data.summaries.examples import Example
 from bitlm.errors import ConfigError
-from bitlm.model.batch import Batch
 
 
 def encode_prompts(tokenizer: TextTokenizer, documents: Sequence[str], config: PromptConfig) -> list[list[int]]:

@@ -23,9 +23,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     info = tokenizers.describe(data, section)
     torch.manual_seed(0)
     config = BitLMConfig(
-        vocab_size=info.vocab_size, embedding_rows=384, num_bits=info.num_bits, hidden_size=32, num_attention_heads=2,
-        num_key_value_heads=1, intermediate_size=48, head_width=32, head_head_dim=16, end_token_id=info.end_id,
-    )  # fmt: skip
+        vocab_size=info.vocab_size,
+        embedding_rows=384,
+        num_bits=info.num_bits,
+        hidden_size=32,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=48,
+        diffusion_head={"num_layers": 2, "head_dim": 16},
+        end_token_id=info.end_id,
+    )
     model = BitLMForCausalLM(config)
     with torch.no_grad():
         for parameter in model.parameters():
