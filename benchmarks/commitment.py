@@ -20,8 +20,9 @@ from bitlm.artifacts.store import Store
 from bitlm.config import PromptConfig
 from bitlm.data.summaries.examples import read_examples
 from bitlm.data.summaries.prompts import encode_prompts
+from bitlm.evaluate.measures import MAIN_MEASURES
 from bitlm.evaluate.predictions import batches, load_model
-from bitlm.evaluate.rouge import MEASURES, score
+from bitlm.evaluate.rouge import score
 from bitlm.model import BitLMForCausalLM, Sampling
 
 # What guidance does to |Â_0| decides what a threshold on it means, so every kind is tried.
@@ -87,7 +88,7 @@ def main() -> None:
             whole = ids if whole is None else whole
             other_texts, other_tokens = changed(whole, ids)
             rouge = score([tokenizer.decode(row).strip() for row in ids], references)
-            f1 = [rouge[measure]["f1"] for measure in MEASURES[:3]]
+            f1 = [rouge[measure]["f1"] for measure in MAIN_MEASURES]
             found.append({
                 "omega": omega, "form": form, "threshold": threshold, **cost, "texts_changed": other_texts,
                 "tokens_changed": other_tokens, "rouge": f1,

@@ -1,35 +1,119 @@
-"""The pipeline as a list of steps: what each stage computes, from which inputs, under which name. Nothing runs here."""
+"""The stages of the pipeline, and a configuration's steps: what each computes, from which inputs, under which name.
+
+Nothing runs here. A stage is a kind of work; a step is one artifact that a stage makes (each head has its own pretrain
+step, for example).
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from pydantic import BaseModel
+
 from bitlm.artifacts.record import Record, fingerprint
+from bitlm.artifacts.store import Store
 from bitlm.config import Head, PipelineConfig
-from bitlm.data.sources import listing as sources
+from bitlm.data.sources import listing
 from bitlm.errors import ConfigError
-from bitlm.model import weights
 
-STAGES = ("corpus", "tokenizer", "tokens", "pretrain", "finetune", "evaluate", "report")
-
-# Raised when a stage's files change their meaning, so that older artifacts are not taken for new ones.
-FORMATS = {"corpus": 1, "tokenizer": 1, "tokens": 2, "pretrain": 4, "finetune": 3, "evaluate": 2, "report": 2}
-
-# Settings of the diffusion sampler: no part of the LM head's evaluation.
+# Settings of the diffusion sampler. The evaluation of an LM head does not depend on them.
 SAMPLER_KEYS = {
-    "num_steps", "guidance_scale", "guidance_form", "time_grid", "time_shift", "stagger", "void", "commit_threshold",
-}  # fmt: skip
+    "num_steps",
+    "guidance_scale",
+    "guidance_form",
+    "time_grid",
+    "time_shift",
+    "stagger",
+    "void",
+    "commit_threshold",
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One kind of work in the pipeline."""
+
+    name: str
+    format: int
+    """Raised when the files of the stage change their meaning, so that older artifacts are not reused as new ones."""
+    roles: tuple[str, ...]
+    """The inputs for which a user may name an artifact (``--input ROLE=ID``). The report has none: its inputs are
+    whatever the configuration trains and evaluates."""
+    purpose: str
+    task: str
+    """The module that holds the Prefect task ``task``. A name, because the library does not import the tasks."""
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            name="corpus",
+            format=1,
+            roles=(),
+            purpose="Text to pretrain on, and the summarization set.",
+            task="tasks.corpus",
+        ),
+        Stage(
+            name="tokenizer",
+            format=1,
+            roles=("corpus",),
+            purpose="A trained or a ready tokenizer, and the number of bits of its codes.",
+            task="tasks.tokenizer",
+        ),
+        Stage(
+            name="tokens",
+            format=2,
+            roles=("corpus", "tokenizer"),
+            purpose="The corpus as shards of binary codes.",
+            task="tasks.tokens",
+        ),
+        Stage(
+            name="pretrain",
+            format=4,
+            roles=("tokens", "tokenizer", "init"),
+            purpose="A model for each head of `config.pretrain.heads`.",
+            task="tasks.pretrain",
+        ),
+        Stage(
+            name="finetune",
+            format=3,
+            roles=("pretrain", "corpus", "tokenizer"),
+            purpose="The pretrained models, taught to summarize.",
+            task="tasks.finetune",
+        ),
+        Stage(
+            name="evaluate",
+            format=2,
+            roles=("model", "corpus", "tokenizer"),
+            purpose="Summaries and their ROUGE for the lead baseline and for every model.",
+            task="tasks.evaluate",
+        ),
+        Stage(
+            name="report",
+            format=2,
+            roles=(),
+            purpose="One page that shows it all.",
+            task="tasks.report",
+        ),
+    )
+}
+"""In the order in which the pipeline runs them."""
+
+ROLES = tuple(dict.fromkeys(role for stage in STAGES.values() for role in stage.roles))
 
 
 @dataclass(frozen=True)
 class Step:
-    """One artifact to be: a stage with its configuration and its inputs (other steps, or records given by the user)."""
+    """One artifact to make: its stage, its configuration and its inputs (other steps, or artifacts that exist)."""
 
     stage: str
     name: str
     identity: dict[str, Any]
+    """What is computed. Part of the fingerprint."""
     execution: dict[str, Any]
+    """Where and how fast. Only recorded."""
     inputs: "Mapping[str, Step | Record]"
 
     @property
@@ -38,163 +122,184 @@ class Step:
 
     @property
     def format(self) -> int:
-        return FORMATS[self.stage]
+        return STAGES[self.stage].format
 
     @cached_property
     def fingerprint(self) -> str:
-        return fingerprint(
-            self.stage, self.format, self.identity, {role: made.fingerprint for role, made in self.inputs.items()}
-        )
+        parents = {role: parent.fingerprint for role, parent in self.inputs.items()}
+        return fingerprint(self.stage, self.format, self.identity, parents)
 
 
-def steps(config: PipelineConfig, given: Mapping[str, Record] | None = None) -> list[Step]:
+def steps(config: PipelineConfig, replacements: Mapping[str, Record] | None = None) -> list[Step]:
     """Every step of the pipeline, inputs before their users.
 
-    ``given`` maps an input role to a record that takes the place of the step that would fill it.
-    Raises SourceError where a configured source is missing, before any work.
+    ``replacements`` maps a role to the artifact that fills it instead of the step that would.
+    Raises SourceError if a configured source is missing, before any work.
     """
-    given = given or {}
-    assert _init_kind(config) != "artifact" or "init" in given, "init_records tells the artifact of pretrain.init_from"
+    replacements = replacements or {}
     corpus = _corpus(config)
-    tokenizer = _tokenizer(config, corpus, given)
-    tokens = _step("tokens", config.corpus.name, config.tokens, given, corpus=corpus, tokenizer=tokenizer)
-    made = [corpus, tokenizer, tokens]
-    evaluations = [_lead(config, corpus, given)]
-    pretrained = _pretrained(config, tokens, tokenizer, given)
+    tokenizer = _tokenizer(config, corpus)
+    tokens = _step("tokens", config.corpus.name, config.tokens, corpus=corpus, tokenizer=tokenizer)
+    pretrained = _pretrained(config, tokens, tokenizer, replacements.get("init"))
+    evaluations = [_lead(config, corpus)]
     trained = []
     for head in config.pretrain.heads:
         pretrain = pretrained[head]
-        finetune = _finetune(config, head, pretrain, corpus, tokenizer, given)
+        finetune = _finetune(config, head, pretrain, corpus, tokenizer)
         trained += [pretrain, finetune]
-        for model, training in ((pretrain, "pretrained"), (finetune, "finetuned")):
-            evaluations.append(_evaluate(config, f"{head}-{training}", model, corpus, tokenizer, given))
+        evaluations.append(_evaluate(config, f"{head}-pretrained", pretrain, corpus, tokenizer))
+        evaluations.append(_evaluate(config, f"{head}-finetuned", finetune, corpus, tokenizer))
     finetuned = [step for step in trained if step.stage == "finetune"]
-    return [*made, *pretrained.values(), *finetuned, *evaluations, _report(config, evaluations, trained, tokens)]
+    report = _report(config, evaluations, trained, tokens)
+    return _replace([corpus, tokenizer, tokens, *pretrained.values(), *finetuned, *evaluations, report], replacements)
 
 
 def init_records(config: PipelineConfig, load: Callable[[str], Record]) -> dict[str, Record]:
-    """What ``steps`` is given for the role ``init`` where ``pretrain.init_from`` is an artifact's id."""
+    """The replacement that ``steps`` needs if ``pretrain.init_from`` is the id of an artifact; else none."""
     return {"init": load(config.pretrain.init_from)} if _init_kind(config) == "artifact" else {}
 
 
-def select(all_steps: list[Step], stages: list[str], given: Mapping[str, Record], upstream: bool) -> list[Step]:
-    """The steps of the named stages (all where none is named), with what they need before them if ``upstream``.
+def select(all_steps: list[Step], stages: list[str], replacements: Mapping[str, Record], upstream: bool) -> list[Step]:
+    """The steps of the named stages (of all stages if none is named); with ``upstream``, also all that they need.
 
-    Where inputs are given, only the steps that take one of them are meant.
+    If there are replacements, only steps that use one of them are selected. Raises ConfigError if no step does.
     """
-    chosen = [step for step in all_steps if not stages or step.stage in stages]
-    if given:
-        records = {record.id for record in given.values()}
-        chosen = [s for s in chosen if any(isinstance(i, Record) and i.id in records for i in s.inputs.values())]
-        if not chosen:
-            named = ", ".join(stages) or "the pipeline"
-            raise ConfigError(f"--input: no step of {named} takes {', '.join(sorted(records))} as {', '.join(given)}")
+    selected = [step for step in all_steps if not stages or step.stage in stages]
+    if replacements:
+        ids = {record.id for record in replacements.values()}
+        selected = [step for step in selected if any(_id(parent) in ids for parent in step.inputs.values())]
+        if not selected:
+            where, roles = ", ".join(stages) or "the pipeline", ", ".join(replacements)
+            raise ConfigError(f"--input: no step of {where} takes {', '.join(sorted(ids))} as {roles}")
     if upstream:
         needed: set[str] = set()
-        for step in chosen:
-            _collect(step, needed)
-        chosen = [step for step in all_steps if step.key in needed]
-    return chosen
+        for step in selected:
+            _add_with_ancestors(step, needed)
+        selected = [step for step in all_steps if step.key in needed]
+    return selected
 
 
-def _collect(step: Step, keys: set[str]) -> None:
+def find_artifact(parent: Step | Record, store: Store) -> Record | None:
+    """The artifact itself, or the one that has the fingerprint of the step; None if that is still to be made."""
+    return parent if isinstance(parent, Record) else store.find(parent.stage, parent.name, parent.fingerprint)
+
+
+def _id(parent: Step | Record) -> str | None:
+    return parent.id if isinstance(parent, Record) else None
+
+
+def _add_with_ancestors(step: Step, keys: set[str]) -> None:
     keys.add(step.key)
-    for made in step.inputs.values():
-        if isinstance(made, Step):
-            _collect(made, keys)
+    for parent in step.inputs.values():
+        if isinstance(parent, Step):
+            _add_with_ancestors(parent, keys)
 
 
-def _filled(role: str, default: Step, given: Mapping[str, Record]) -> Step | Record:
-    record = given.get(role)
-    if record is None or record.stage != default.stage:
-        return default
-    same_head = record.identity.get("head") == default.identity.get("head")
-    return record if same_head else default
+def _replace(all_steps: list[Step], replacements: Mapping[str, Record]) -> list[Step]:
+    """The same steps, with every input that a replacement fits taken from it. ``all_steps``: inputs first."""
+    new: dict[str, Step] = {}
+    for step in all_steps:
+        inputs = {
+            role: _fitting(step, role, replacements) or (new[parent.key] if isinstance(parent, Step) else parent)
+            for role, parent in step.inputs.items()
+        }
+        new[step.key] = replace(step, inputs=inputs)
+    return list(new.values())
 
 
-def _make(
-    stage: str, name: str, identity: dict[str, Any], execution: Any, given: Mapping[str, Record], **inputs: Step
-) -> Step:
-    ran = execution.model_dump(mode="json") if execution is not None else {}
-    return Step(stage, name, identity, ran, {role: _filled(role, made, given) for role, made in inputs.items()})
+def _fitting(step: Step, role: str, replacements: Mapping[str, Record]) -> Record | None:
+    """The replacement for one input, if its stage and head are those of the step that it takes the place of."""
+    record, parent = replacements.get(role), step.inputs[role]
+    if record is None or role not in STAGES[step.stage].roles or isinstance(parent, Record):
+        return None
+    same = record.stage == parent.stage and record.identity.get("head") == parent.identity.get("head")
+    return record if same else None
 
 
-def _step(stage: str, name: str, section: Any, given: Mapping[str, Record], **inputs: Step) -> Step:
-    return _make(stage, name, section.identity(), getattr(section, "execution", None), given, **inputs)
+def _make(stage: str, name: str, identity: dict[str, Any], execution: BaseModel | None = None, **inputs: Step) -> Step:
+    return Step(stage, name, identity, execution.model_dump(mode="json") if execution else {}, inputs)
+
+
+def _step(stage: str, name: str, section: Any, **inputs: Step) -> Step:
+    return _make(stage, name, section.identity(), getattr(section, "execution", None), **inputs)
 
 
 def _corpus(config: PipelineConfig) -> Step:
-    state = sources.corpus_state(config.corpus)
-    return _make("corpus", config.corpus.name, {**config.corpus.identity(), **state}, None, {})
+    identity = {**config.corpus.identity(), **listing.corpus_state(config.corpus)}
+    return _make("corpus", config.corpus.name, identity)
 
 
-def _tokenizer(config: PipelineConfig, corpus: Step, given: Mapping[str, Record]) -> Step:
+def _tokenizer(config: PipelineConfig, corpus: Step) -> Step:
     section = config.tokenizer
     if section.source == "train":
-        return _step("tokenizer", config.corpus.name, section, given, corpus=corpus)
+        return _step("tokenizer", config.corpus.name, section, corpus=corpus)
     identity = {key: value for key, value in section.identity().items() if key != "vocab_size"}
-    return _make("tokenizer", config.corpus.name, {**identity, **sources.tokenizer_state(section)}, None, given)
+    return _make("tokenizer", config.corpus.name, {**identity, **listing.tokenizer_state(section)})
 
 
-def _pretrained(config: PipelineConfig, tokens: Step, tokenizer: Step, given: Mapping[str, Record]) -> dict[Head, Step]:
-    """The pretraining of each head, the LM head's first where the other one starts from it, even if only for that."""
+def _pretrained(config: PipelineConfig, tokens: Step, tokenizer: Step, init: Record | None) -> dict[Head, Step]:
+    """The pretrain step of each head. The LM head's comes first if the diffusion head starts from it, and is there
+    even if the LM head is not configured.
+    """
     heads = config.pretrain.heads
-    start = given.get("init")
-    if start is not None and start.stage != "pretrain":
-        raise ConfigError(f"init = {start.id}: training starts from a pretrain artifact")
-    if _init_kind(config) == "lm" and start is None and "diffusion" in heads:
-        lm = _pretrain(config, "lm", tokens, tokenizer, given, None)
-        return {"lm": lm, "diffusion": _pretrain(config, "diffusion", tokens, tokenizer, given, lm)}
-    return {head: _pretrain(config, head, tokens, tokenizer, given, start) for head in heads}
+    if init is not None and init.stage != "pretrain":
+        raise ConfigError(f"init = {init.id}: training starts from a pretrain artifact")
+    if init is None and _init_kind(config) == "lm" and "diffusion" in heads:
+        lm = _pretrain(config, "lm", tokens, tokenizer, None)
+        return {"lm": lm, "diffusion": _pretrain(config, "diffusion", tokens, tokenizer, lm)}
+    assert init is not None or _init_kind(config) != "artifact", "pass the record of init_records"
+    return {head: _pretrain(config, head, tokens, tokenizer, init) for head in heads}
 
 
-def _pretrain(
-    config: PipelineConfig, head: Head, tokens: Step, tokenizer: Step, given: Mapping[str, Record],
-    start: Step | Record | None,
-) -> Step:  # fmt: skip
+def _pretrain(config: PipelineConfig, head: Head, tokens: Step, tokenizer: Step, init: Step | Record | None) -> Step:
     excluded = {"scale"} if head == "diffusion" else {"scale", "head", "block_size", "slot_embedding"}
     model = config.model.model_dump(mode="json", exclude=excluded)
     identity = {"head": head, "model": model, **config.pretrain.identity_for(head)}
-    del identity["init_from"]  # told by the input, or by what the checkpoint holds
-    if start is None and _init_kind(config) in ("hub", "folder"):
-        identity["init"] = weights.outside_state(config.pretrain.init_from)
+    del identity["init_from"]  # the input, or the state of the checkpoint, says what training starts from
+    if init is None and _init_kind(config) in ("hub", "folder"):
+        identity["init"] = _checkpoint_state(config)
     name = f"{config.model.scale}-{head}"
-    made = _make("pretrain", name, identity, config.pretrain.execution, given, tokens=tokens, tokenizer=tokenizer)
-    return made if start is None else replace(made, inputs={**made.inputs, "init": start})
+    step = _make("pretrain", name, identity, config.pretrain.execution, tokens=tokens, tokenizer=tokenizer)
+    return step if init is None else replace(step, inputs={**step.inputs, "init": init})
 
 
-def _init_kind(config: PipelineConfig) -> weights.Kind | None:
-    named = config.pretrain.init_from
-    return None if named is None else weights.kind(named)
+def _init_kind(config: PipelineConfig) -> str | None:
+    from bitlm.model.weights import kind  # loads torch, which takes seconds
+
+    source = config.pretrain.init_from
+    return None if source is None else kind(source)
 
 
-def _finetune(
-    config: PipelineConfig, head: Head, pretrain: Step, corpus: Step, tokenizer: Step, given: Mapping[str, Record]
-) -> Step:
+def _checkpoint_state(config: PipelineConfig) -> dict[str, Any]:
+    from bitlm.model.weights import outside_state  # loads torch, which takes seconds
+
+    return outside_state(config.pretrain.init_from)
+
+
+def _finetune(config: PipelineConfig, head: Head, pretrain: Step, corpus: Step, tokenizer: Step) -> Step:
     identity = {"head": head, "prompt": config.prompt.identity(), **config.finetune.identity_for(head)}
     inputs = {"pretrain": pretrain, "corpus": corpus, "tokenizer": tokenizer}
-    return _make("finetune", f"{config.model.scale}-{head}", identity, config.finetune.execution, given, **inputs)
+    return _make("finetune", f"{config.model.scale}-{head}", identity, config.finetune.execution, **inputs)
 
 
-def _evaluate(
-    config: PipelineConfig, label: str, model: Step, corpus: Step, tokenizer: Step, given: Mapping[str, Record]
-) -> Step:
+def _evaluate(config: PipelineConfig, label: str, model: Step, corpus: Step, tokenizer: Step) -> Step:
     head = model.identity["head"]
     excluded = {"execution", "lead_sentences"} | (SAMPLER_KEYS if head == "lm" else set())
     identity = config.evaluate.model_dump(mode="json", exclude=excluded)
     identity |= {"system": "model", "head": head, "prompt": config.prompt.identity()}
     inputs = {"model": model, "corpus": corpus, "tokenizer": tokenizer}
-    return _make("evaluate", f"{config.model.scale}-{label}", identity, config.evaluate.execution, given, **inputs)
+    return _make("evaluate", f"{config.model.scale}-{label}", identity, config.evaluate.execution, **inputs)
 
 
-def _lead(config: PipelineConfig, corpus: Step, given: Mapping[str, Record]) -> Step:
-    kept = {"split", "examples", "lead_sentences", "bootstrap_samples", "seed"}
-    identity = {"system": "lead", **config.evaluate.model_dump(mode="json", include=kept)}
-    return _make("evaluate", f"{config.corpus.name}-lead", identity, config.evaluate.execution, given, corpus=corpus)
+def _lead(config: PipelineConfig, corpus: Step) -> Step:
+    """The baseline: the first sentences of each document."""
+    included = {"split", "examples", "lead_sentences", "bootstrap_samples", "seed"}
+    identity = {"system": "lead", **config.evaluate.model_dump(mode="json", include=included)}
+    return _make("evaluate", f"{config.corpus.name}-lead", identity, config.evaluate.execution, corpus=corpus)
 
 
 def _report(config: PipelineConfig, evaluations: list[Step], trained: list[Step], tokens: Step) -> Step:
     inputs = {f"evaluate:{step.name}": step for step in evaluations}
     inputs |= {f"{step.stage}:{step.identity['head']}": step for step in trained}
     identity = {**config.report.identity(), "preset": config.preset}
-    return _make("report", config.model.scale, identity, None, {}, tokens=tokens, **inputs)
+    return _make("report", config.model.scale, identity, tokens=tokens, **inputs)

@@ -3,14 +3,15 @@
 from prefect import Flow, flow
 
 from bitlm.config import PipelineConfig
-from flows.execute import Inputs, Stage, Summaries, execute
+from bitlm.steps import STAGES, Stage
+from flows.execute import Inputs, Selection, Summaries, execute
 from tasks.run import Verification
 
 TINY = PipelineConfig()
 
 
-def _flow(stage: Stage, purpose: str) -> Flow:
-    """The flow of one stage; all have the same parameters, which a Prefect deployment shows as a form."""
+def _flow(stage: Stage) -> Flow:
+    """The flow of one stage. All have the same parameters, which a Prefect deployment shows as a form."""
 
     def run(
         config: PipelineConfig = TINY,
@@ -19,18 +20,13 @@ def _flow(stage: Stage, purpose: str) -> Flow:
         upstream: bool = False,
         verification: Verification = "full",
     ) -> Summaries:
-        return execute([stage], config, root, inputs, upstream, verification)
+        return execute(config, root, Selection((stage.name,), inputs or {}, upstream), verification)
 
-    run.__name__ = run.__qualname__ = stage
-    return flow(name=stage, description=purpose)(run)
+    run.__name__ = run.__qualname__ = stage.name
+    return flow(name=stage.name, description=stage.purpose)(run)
 
 
-corpus = _flow("corpus", "Text to pretrain on, and the summarization set.")
-tokenizer = _flow("tokenizer", "A trained or a ready tokenizer, and the number of bits of its codes.")
-tokens = _flow("tokens", "The corpus as shards of binary codes.")
-pretrain = _flow("pretrain", "A model for each head of `config.pretrain.heads`.")
-finetune = _flow("finetune", "The pretrained models, taught to summarize.")
-evaluate = _flow("evaluate", "Summaries and their ROUGE for the lead baseline and for every model.")
-report = _flow("report", "One page that shows it all.")
+FLOWS = {name: _flow(stage) for name, stage in STAGES.items()}
 
-FLOWS = {made.name: made for made in (corpus, tokenizer, tokens, pretrain, finetune, evaluate, report)}
+# A deployment names its flow as an attribute of this module, for example flows.stages:tokens.
+globals().update(FLOWS)

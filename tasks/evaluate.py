@@ -25,6 +25,7 @@ from bitlm.data.summaries.prompts import encode_prompts
 from bitlm.errors import ArtifactError, BitLMError, SourceError
 from bitlm.evaluate import rouge
 from bitlm.evaluate.lead import lead
+from bitlm.evaluate.measures import MEASURES
 from bitlm.evaluate.predictions import SCHEMA, Prediction, Predictor, batches, read_parts, to_parquet, write_part
 from bitlm.steps import Step
 from tasks.run import Run, stage_task
@@ -46,7 +47,7 @@ def build(step: Step, run: Run, work: Work) -> dict[str, Any]:
     texts, references = predictions["text"].to_pylist(), predictions["reference"].to_pylist()
     scores = rouge.score(texts, references, config.bootstrap_samples, config.seed)
     storage.write_atomic(storage.join(work.out, "scores.json"), json.dumps(scores, indent=1).encode())
-    figures = {measure: scores[measure]["f1"] for measure in rouge.MEASURES}
+    figures = {measure: scores[measure]["f1"] for measure in MEASURES}
     calls = sum(predictions["steps"].to_pylist()) / len(examples)
     saved = sum(count or 0 for count in predictions["saved"].to_pylist()) / len(examples)
     costs = {"mean_head_calls": calls, "mean_head_calls_saved": saved}

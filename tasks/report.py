@@ -7,23 +7,21 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 from prefect.context import TaskRunContext
 
 from bitlm import storage
-from bitlm.artifacts.lineage import lineage
 from bitlm.artifacts.record import Record
 from bitlm.artifacts.work import Work
 from bitlm.evaluate import report, table
-from bitlm.evaluate.results import Results, collect
-from bitlm.steps import Step
+from bitlm.evaluate.results import Results, collect, subjects
+from bitlm.steps import STAGES, Step
 from tasks.run import Run, stage_task
 
 
 def build(step: Step, run: Run, work: Work) -> dict[str, Any]:
     evaluations = _inputs(step, run, "evaluate")
     trained = _inputs(step, run, "pretrain") + _inputs(step, run, "finetune")
-    ancestry = {one.id: one for record in [*trained, *evaluations] for one in lineage(run.store, record)}
-    preset = step.identity["preset"]
-    results = collect(run.store, evaluations, trained, list(ancestry.values()), run.config.report, preset)
+    shown = subjects(run.store, evaluations, trained)
+    results = collect(run.store, shown, run.config.report, step.identity["preset"])
     pages = {
-        "report.html": report.render_html(results, list(ancestry.values())),
+        "report.html": report.render_html(results, shown.ancestry, list(STAGES)),
         "report.md": report.render_markdown(results),
         "results.json": json.dumps(results, indent=1, ensure_ascii=False),
     }
@@ -33,8 +31,9 @@ def build(step: Step, run: Run, work: Work) -> dict[str, Any]:
 
 
 def show(record: Record, run: Run) -> None:
-    """The finished report, made now or before, as Prefect artifacts of a run that records there: the ROUGE table, all
-    tables as Markdown, and a link to the page."""
+    """Record the report, new or reused, as Prefect artifacts if this is a task run: the ROUGE table, all tables as
+    Markdown, and a link to the page.
+    """
     if TaskRunContext.get() is None:
         return
     results: Results = json.loads(_read(record, run, "results.json"))
@@ -54,4 +53,4 @@ def _inputs(step: Step, run: Run, prefix: str) -> list[Record]:
     return [run.input(step, role) for role in step.inputs if role.startswith(f"{prefix}:")]
 
 
-task = stage_task("report", build, then=show)
+task = stage_task("report", build, after=show)

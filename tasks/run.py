@@ -1,4 +1,4 @@
-"""What every stage shares: look its fingerprint up, reuse or make it, commit it, say so."""
+"""What all stages share: look up the fingerprint of a step, reuse its artifact or make and commit it, and report it."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from bitlm.artifacts.store import Draft, Store
 from bitlm.artifacts.work import Work
 from bitlm.config import PipelineConfig
 from bitlm.errors import ArtifactError, BitLMError
-from bitlm.steps import Step
+from bitlm.steps import Step, find_artifact
 from tasks.progress import Progress
 from tasks.session import RaySession
 
@@ -28,7 +28,7 @@ Verification = Literal["full", "size"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step came to."""
+    """The artifact of a step that has run."""
 
     record: Record
     url: str
@@ -36,7 +36,7 @@ class Outcome:
     reasons: tuple[str, ...]
 
     def summary(self) -> dict[str, Any]:
-        """For programs: id, path, whether it was reused, why not, and its metrics."""
+        """As plain JSON values."""
         return {
             "id": self.record.id,
             "path": self.url,
@@ -50,7 +50,7 @@ class Outcome:
 
 @dataclass
 class Run:
-    """One invocation: its store, configuration and Ray session, and what it has already verified."""
+    """One run of the pipeline or of some stages: what its steps share."""
 
     store: Store
     config: PipelineConfig
@@ -58,6 +58,7 @@ class Run:
     console: Console = field(default_factory=lambda: Console(stderr=True))
     session: RaySession = field(default_factory=RaySession)
     verified: set[str] = field(default_factory=set)
+    """Ids of the artifacts whose files were checked in this run already."""
 
     def __post_init__(self) -> None:
         self.progress = Progress("", self.console)
@@ -67,9 +68,8 @@ class Run:
         self.session.start()
 
     def input(self, step: Step, role: str) -> Record:
-        """The verified record that fills a role of a step. Raises ArtifactError where it has not been made."""
-        made = step.inputs[role]
-        record = made if isinstance(made, Record) else self.store.find(made.stage, made.name, made.fingerprint)
+        """The verified record of one input of a step. Raises ArtifactError if it has not been made or is damaged."""
+        record = find_artifact(step.inputs[role], self.store)
         if record is None:
             raise ArtifactError(missing_input(step, role))
         return self.verify(record)
@@ -82,6 +82,7 @@ class Run:
 
 
 Build = Callable[[Step, Run, Work], dict[str, Any]]
+"""Writes the files of a step's artifact to ``work.out`` and returns its metrics."""
 
 
 @contextmanager
@@ -95,20 +96,20 @@ def open_run(config: PipelineConfig, root: str, verification: Verification) -> I
 
 
 def missing_input(step: Step, role: str) -> str:
-    made = step.inputs[role]
-    assert isinstance(made, Step)
+    parent = step.inputs[role]
+    assert isinstance(parent, Step)
     return (
-        f"{step.key} needs {made.key}, which has not been made with this configuration: "
-        f"run `bitlm run {made.stage}` first, add --upstream, or name one with --input {role}=ID"
+        f"{step.key} needs {parent.key}, which has not been made with this configuration: "
+        f"run `bitlm run {parent.stage}` first, add --upstream, or name one with --input {role}=ID"
     )
 
 
 def stage_task(
-    stage: str, build: Build, then: Callable[[Record, Run], None] | None = None
+    stage: str, build: Build, after: Callable[[Record, Run], None] | None = None
 ) -> Task[[Step, Run], Outcome]:
-    """The Prefect task of a stage; ``then`` may record something about the finished artifact.
+    """The Prefect task of a stage. ``after`` is called with the artifact, new or reused, and may record more about it.
 
-    A stage is idempotent, so Prefect may run it once more after a fault that is not the user's.
+    A stage is idempotent, so Prefect repeats it once after a fault that is not the user's.
     """
 
     @task(
@@ -122,8 +123,8 @@ def stage_task(
     )
     def run_stage(step: Step, run: Run) -> Outcome:
         outcome = run_step(step, run, build)
-        if then is not None:
-            then(outcome.record, run)
+        if after is not None:
+            after(outcome.record, run)
         return outcome
 
     return run_stage
@@ -131,9 +132,9 @@ def stage_task(
 
 def run_step(step: Step, run: Run, build: Build) -> Outcome:
     """Reuse the artifact of this fingerprint, or make the next version."""
-    found = run.store.find(step.stage, step.name, step.fingerprint)
-    if found is not None:
-        return _reused(found, run)
+    existing = find_artifact(step, run.store)
+    if existing is not None:
+        return _reuse(existing, run)
     reasons = tuple(explain(run.store.newest(step.stage, step.name), step))
     run.console.print(f"[bold]making[/]  {step.key}  [dim]({'; '.join(reasons)})[/]", highlight=False)
     inputs = {role: run.input(step, role) for role in step.inputs}
@@ -141,10 +142,10 @@ def run_step(step: Step, run: Run, build: Build) -> Outcome:
     started = datetime.now(UTC)
     work = run.store.begin(step.stage, step.name, step.fingerprint)
     try:
-        found = run.store.find(step.stage, step.name, step.fingerprint)
-        if found is not None:  # another process committed it since we looked
+        existing = find_artifact(step, run.store)
+        if existing is not None:  # another process committed it in the meantime
             work.remove()
-            return _reused(found, run)
+            return _reuse(existing, run)
         metrics = build(step, run, work)
         draft = Draft(
             stage=step.stage,
@@ -166,50 +167,50 @@ def run_step(step: Step, run: Run, build: Build) -> Outcome:
         highlight=False,
         soft_wrap=True,
     )
-    return _told(Outcome(record, run.store.url(record.id), False, reasons))
+    outcome = Outcome(record, run.store.url(record.id), False, reasons)
+    _record_in_prefect(outcome)
+    return outcome
 
 
-def _reused(found: Record, run: Run) -> Outcome:
-    run.verify(found)
-    run.store.discard(found)
-    run.console.print(f"[green]reused[/]  {found.id}", highlight=False)
-    return _told(Outcome(found, run.store.url(found.id), True, ()))
+def _reuse(record: Record, run: Run) -> Outcome:
+    run.verify(record)
+    run.store.discard(record)
+    run.console.print(f"[green]reused[/]  {record.id}", highlight=False)
+    outcome = Outcome(record, run.store.url(record.id), True, ())
+    _record_in_prefect(outcome)
+    return outcome
 
 
 def headline(metrics: Mapping[str, Any], most: int = 6) -> str:
-    """The first few plain figures of a record, in one line."""
-    shown = []
-    for key, value in metrics.items():
-        if isinstance(value, bool) or not isinstance(value, int | float | str):
-            continue
-        shown.append(
-            f"{key} {value:,}"
-            if isinstance(value, int)
-            else f"{key} {value:.4g}"
-            if isinstance(value, float)
-            else f"{key} {value}"
-        )
-    return " · ".join(shown[:most])
+    """The first few numbers and texts among the metrics, in one line."""
+    plain = [(key, value) for key, value in metrics.items() if _is_plain(value) and not isinstance(value, bool)]
+    return " · ".join(f"{key} {_short(value)}" for key, value in plain[:most])
 
 
-def _told(outcome: Outcome) -> Outcome:
-    if TaskRunContext.get() is not None:
-        record = outcome.record
-        lines = [f"**{record.id}** ({'reused' if outcome.reused else 'made'})", "", f"`{outcome.url}`", ""]
-        lines += [f"- {reason}" for reason in outcome.reasons]
-        lines += [
-            "",
-            "| input | artifact |",
-            "|---|---|",
-            *(f"| {role} | {entry.id} |" for role, entry in record.inputs.items()),
-        ]
-        lines += ["", "| metric | value |", "|---|---|"]
-        lines += [
-            f"| {key} | {value} |" for key, value in record.metrics.items() if isinstance(value, int | float | str)
-        ]
-        key = "".join(c if c.isalnum() else "-" for c in f"{record.stage}-{record.name}".lower())
-        create_markdown_artifact("\n".join(lines), key=key, description=record.id)
-    return outcome
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, int | float | str)
+
+
+def _short(value: float | str) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _record_in_prefect(outcome: Outcome) -> None:
+    """Add a Markdown artifact to the task run, if this is one."""
+    if TaskRunContext.get() is None:
+        return
+    record = outcome.record
+    state = "reused" if outcome.reused else "made"
+    lines = [f"**{record.id}** ({state})", "", f"`{outcome.url}`", ""]
+    lines += [f"- {reason}" for reason in outcome.reasons]
+    lines += ["", "| input | artifact |", "|---|---|"]
+    lines += [f"| {role} | {entry.id} |" for role, entry in record.inputs.items()]
+    lines += ["", "| metric | value |", "|---|---|"]
+    lines += [f"| {key} | {value} |" for key, value in record.metrics.items() if _is_plain(value)]
+    key = "".join(c if c.isalnum() else "-" for c in f"{record.stage}-{record.name}".lower())
+    create_markdown_artifact("\n".join(lines), key=key, description=record.id)
 
 
 def _worth_retrying(_task: Task[Any, Any], _task_run: Any, state: Any) -> bool:

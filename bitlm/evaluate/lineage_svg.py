@@ -13,13 +13,12 @@ from bitlm.artifacts.record import Record
 
 BOX_HEIGHT, LAYER_GAP, NODE_GAP, LANE_WIDTH, MARGIN = 40, 34, 14, 8, 8
 CHARACTER_WIDTH = 6.7
-STAGES = ("corpus", "tokenizer", "tokens", "pretrain", "finetune", "evaluate", "report")
 SWEEPS = 4
 
 
 @dataclass
 class _Spot:
-    """A box (``record`` is set) or a lane's crossing of a layer."""
+    """A box of the drawing (``record`` is set), or the place where a lane crosses a layer."""
 
     key: str
     width: float
@@ -28,9 +27,11 @@ class _Spot:
     x: float = 0.0
 
 
-def lineage_svg(records: Sequence[Record]) -> Markup:
-    """``records``: every artifact to show, inputs before their users. Inputs outside of it are left out."""
-    layers = _layers(records)
+def lineage_svg(records: Sequence[Record], stages: Sequence[str]) -> Markup:
+    """``records``: every artifact to show, inputs before their users. Inputs that are not among them are left out.
+    ``stages``: names of the stages from top to bottom.
+    """
+    layers = _layers(records, _depths(records, stages))
     for _ in range(SWEEPS):
         _arrange(layers)
     width = max(_width(layer) for layer in layers) + 2 * MARGIN
@@ -45,23 +46,22 @@ def lineage_svg(records: Sequence[Record]) -> Markup:
     return Markup("\n".join([*parts, "</svg>"]))
 
 
-def _depths(records: Sequence[Record]) -> dict[str, int]:
-    """Layer of each artifact: its stage's place, but below all of its inputs; empty layers are closed up."""
+def _depths(records: Sequence[Record], stages: Sequence[str]) -> dict[str, int]:
+    """The layer of each artifact: that of its stage, but below all of its inputs. Empty layers are removed."""
     depths: dict[str, int] = {}
     for record in records:
         parents = [depths[entry.id] + 1 for entry in record.inputs.values() if entry.id in depths]
-        depths[record.id] = max([STAGES.index(record.stage) if record.stage in STAGES else 0, *parents])
+        depths[record.id] = max([stages.index(record.stage) if record.stage in stages else 0, *parents])
     used = sorted(set(depths.values()))
     return {key: used.index(depth) for key, depth in depths.items()}
 
 
-def _layers(records: Sequence[Record]) -> list[list[_Spot]]:
-    depths = _depths(records)
+def _layers(records: Sequence[Record], depths: Mapping[str, int]) -> list[list[_Spot]]:
     layers: list[list[_Spot]] = [[] for _ in range(max(depths.values()) + 1)]
     spots: dict[tuple[str, int], _Spot] = {}
 
     def passing(artifact: str, depth: int) -> _Spot:
-        """The spot of an artifact's line in a layer at or below its own."""
+        """Where the line of an artifact crosses a layer below it, or its box in its own layer."""
         if (artifact, depth) not in spots:
             above = passing(artifact, depth - 1)
             spots[artifact, depth] = _Spot(f"{artifact}|{depth}", LANE_WIDTH, parents=[above])
@@ -81,7 +81,7 @@ def _layers(records: Sequence[Record]) -> list[list[_Spot]]:
 
 
 def _arrange(layers: list[list[_Spot]]) -> None:
-    """One barycentre sweep down and one up: each spot moves to the mean place of its neighbours."""
+    """One barycentre sweep down and one up: each spot moves to the mean position of its neighbours."""
     children: dict[str, list[_Spot]] = {}
     for layer in layers:
         for spot in layer:

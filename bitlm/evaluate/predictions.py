@@ -17,9 +17,7 @@ from bitlm.artifacts.store import Store
 from bitlm.config import EvaluateConfig
 from bitlm.data.shards.tokenizer import INFO_FILE, TOKENIZER_FILE, TextTokenizer
 from bitlm.errors import ArtifactError
-from bitlm.generation.loop import GenerateOutput
-from bitlm.generation.options import Sampling
-from bitlm.model.model import BitLMForCausalLM
+from bitlm.model import BitLMForCausalLM, GenerateOutput, Sampling
 
 SCHEMA = pa.schema(
     [

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from bitlm.artifacts.record import Record
 from bitlm.evaluate import curves, table
 from bitlm.evaluate.lineage_svg import lineage_svg
+from bitlm.evaluate.measures import MEASURES
 from bitlm.evaluate.results import Results, range_of
 
 STYLES = {"diffusion": 0, "lm": 1}
@@ -63,8 +64,8 @@ def slots(line: Mapping[str, Any]) -> str:
     return "–" if line["slots"] is None else " ".join(f"{nats:.2f}" for nats in line["slots"])
 
 
-def render_html(results: Results, ancestry: Sequence[Record]) -> str:
-    """One self-contained page. Every text from outside is escaped."""
+def render_html(results: Results, ancestry: Sequence[Record], stages: Sequence[str]) -> str:
+    """One self-contained page. Every text from outside is escaped. ``stages``: their names, in the pipeline's order."""
     environment = Environment(
         loader=PackageLoader("bitlm.evaluate", "."),
         autoescape=True,
@@ -75,7 +76,7 @@ def render_html(results: Results, ancestry: Sequence[Record]) -> str:
     rows = [table.Row.model_validate(row) for row in results["rows"]]
     shown = {
         "rows": rows,
-        "measures": table.TITLES,
+        "measures": MEASURES,
         "groups": GROUPS,
         "article_note": table.ARTICLE_NOTE,
         "lead_note": table.LEAD_NOTE,
@@ -85,8 +86,8 @@ def render_html(results: Results, ancestry: Sequence[Record]) -> str:
         "footer": FOOTER,
         "byline": _byline(results, rows),
         "charts": _charts(results["curves"]),
-        "lineage": lineage_svg(ancestry),
-        "configuration": [{"id": made["id"], "settings": flatten(made["identity"])} for made in results["artifacts"]],
+        "lineage": lineage_svg(ancestry, stages),
+        "configuration": [{"id": one["id"], "settings": flatten(one["identity"])} for one in results["artifacts"]],
         "versions": list(results["versions"].items()),
     }
     return environment.get_template("report.html.j2").render({**results, **shown})
@@ -94,27 +95,28 @@ def render_html(results: Results, ancestry: Sequence[Record]) -> str:
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Dotted keys and JSON values, in order."""
-    found = []
+    settings = []
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
-            found += flatten(value, f"{prefix}{key}.")
+            settings += flatten(value, f"{prefix}{key}.")
         else:
-            found.append((prefix + key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
-    return found
+            settings.append((prefix + key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
+    return settings
 
 
 def _byline(results: Results, rows: Sequence[table.Row]) -> str:
     examples = range_of({row.examples for row in rows if row.examples})
     finished = max(artifact["finished"] for artifact in results["artifacts"])
-    made = f"last artifact of {finished} UTC · bitlm {results['versions']['bitlm']}"
-    return f"Preset {results['preset']} · {examples} examples · {made}"
+    origin = f"last artifact of {finished} UTC · bitlm {results['versions']['bitlm']}"
+    return f"Preset {results['preset']} · {examples} examples · {origin}"
 
 
-def _charts(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Per stage: validation of both heads in one chart, as it is one unit; training losses apart, each in its own."""
+def _charts(trainings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each stage: the validation of both heads in one chart, since both are nats per token, and the training
+    losses, whose units differ, in a chart each."""
     charts = []
     for stage, words in (("pretrain", "Pretraining"), ("finetune", "Fine-tuning")):
-        own = [curve for curve in found if curve["stage"] == stage]
+        own = [curve for curve in trainings if curve["stage"] == stage]
         legend = [{"label": table.HEADS[curve["head"]], "style": STYLES[curve["head"]]} for curve in own]
         title = f"{words}: validation"
         both = [_series(curve, "validation_nats_per_token") for curve in own]

@@ -1,11 +1,13 @@
-"""The results of a pipeline, gathered once from its artifacts for the page, the Markdown and the JSON of the report."""
+"""The results of a pipeline, collected from its artifacts once for the page, the Markdown and the JSON of a report."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
+from bitlm.artifacts.lineage import lineage
 from bitlm.artifacts.record import Record
 from bitlm.artifacts.store import Store
 from bitlm.config import ReportConfig
@@ -18,25 +20,32 @@ CURVES = ("loss", "validation_nats_per_token")
 Results = dict[str, Any]
 
 
-def collect(
-    store: Store,
-    evaluations: Sequence[Record],
-    trained: Sequence[Record],
-    ancestry: Sequence[Record],
-    config: ReportConfig,
-    preset: str,
-) -> Results:
-    """What the report says, as plain JSON values.
+@dataclass(frozen=True)
+class Subjects:
+    """The artifacts that a report is about. ``evaluations`` and ``trained`` are in the order of the report."""
 
-    ``evaluations`` and ``trained`` (pretrain and finetune records) are in the order to show; ``ancestry`` is these and
-    all that they came from, inputs before their users. Raises ArtifactError where a file of theirs is damaged.
-    """
+    evaluations: list[Record]
+    trained: list[Record]
+    """Pretrain and finetune artifacts."""
+    ancestry: list[Record]
+    """All of these and whatever they were made from, inputs before their users."""
+
+
+def subjects(store: Store, evaluations: list[Record], trained: list[Record]) -> Subjects:
+    """Raises ArtifactError as ``lineage``."""
+    ancestry = {one.id: one for record in [*trained, *evaluations] for one in lineage(store, record)}
+    return Subjects(evaluations, trained, list(ancestry.values()))
+
+
+def collect(store: Store, subjects: Subjects, config: ReportConfig, preset: str) -> Results:
+    """What the report says, as plain JSON values. Raises ArtifactError if a file is damaged."""
+    evaluations, ancestry = subjects.evaluations, subjects.ancestry
     scores = [json.loads(_text(store, record, "scores.json")) for record in evaluations]
     predictions = [_predictions(store, record) for record in evaluations]
     by_id = {record.id: record for record in ancestry}
     kinds = [choices.of_system(record, by_id) for record in evaluations]
     rows = table.rows(list(zip(evaluations, scores, kinds, strict=True)))
-    curves = [_curves(store, record) for record in trained]
+    curves = [_curves(store, record) for record in subjects.trained]
     return {
         "title": config.title,
         "preset": preset,
@@ -52,18 +61,19 @@ def collect(
         "curves": curves,
         "examples": _examples([table.system_label(record) for record in evaluations], predictions, config.examples),
         "notes": _notes(evaluations, scores, ancestry),
-        "artifacts": [
-            {
-                "id": record.id,
-                "fingerprint": record.fingerprint,
-                "inputs": [entry.id for entry in record.inputs.values()],
-                "finished": f"{record.finished:%Y-%m-%d %H:%M:%S}",
-                "seconds": record.seconds,
-                "identity": record.identity,
-            }
-            for record in ancestry
-        ],
+        "artifacts": [_artifact(record) for record in ancestry],
         "versions": _versions(ancestry),
+    }
+
+
+def _artifact(record: Record) -> dict[str, Any]:
+    return {
+        "id": record.id,
+        "fingerprint": record.fingerprint,
+        "inputs": [entry.id for entry in record.inputs.values()],
+        "finished": f"{record.finished:%Y-%m-%d %H:%M:%S}",
+        "seconds": record.seconds,
+        "identity": record.identity,
     }
 
 
@@ -163,12 +173,12 @@ def _code(record: Record) -> str:
 
 
 def _versions(ancestry: Iterable[Record]) -> dict[str, str]:
-    """Each package with its version, or all its versions where the artifacts differ."""
-    found: dict[str, dict[str, None]] = {}
+    """Each package with its version, or with all its versions if the artifacts differ."""
+    versions: dict[str, dict[str, None]] = {}  # dictionaries as ordered sets
     for record in ancestry:
         for package, version in {"bitlm": _code(record), **record.packages}.items():
-            found.setdefault(package, {})[version] = None
-    return {package: ", ".join(versions) for package, versions in found.items()}
+            versions.setdefault(package, {})[version] = None
+    return {package: ", ".join(different) for package, different in versions.items()}
 
 
 def range_of(counts: set[int]) -> str:

@@ -21,31 +21,32 @@ from rouge_score.tokenizers import DefaultTokenizer
 from bitlm import storage
 from bitlm.errors import SourceError
 from bitlm.evaluate.lead import sentences
+from bitlm.evaluate.measures import MEASURES
 
-MEASURES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 IMPLEMENTATION = f"rouge-score {version('rouge-score')}, stemming"
 NEWLINES = "rougeL ignores line breaks; for rougeLsum they and bitlm.evaluate.lead split sentences"
-# The columns looked for, in this order: a file of ours serves on both sides.
+# Columns to look for, in this order. The pipeline's predictions.parquet can be given for both sides.
 PREDICTION_COLUMNS = ("prediction", "text", "summary")
 REFERENCE_COLUMNS = ("reference", "summary", "text")
 
 
 def score_pairs(predictions: Iterable[str], references: Iterable[str]) -> np.ndarray:
-    """F1 ×100 of every pair, float64 [examples, 4], columns as ``MEASURES``. An empty prediction scores 0.
+    """F1 ×100 of every pair, float64 [examples, measures], columns as ``MEASURES``. An empty prediction scores 0.
 
-    Raises ValueError if the two differ in length."""
+    Raises ValueError if the two differ in length.
+    """
     scorer = _scorer()
-    found = []
+    rows = []
     for prediction, reference in zip(predictions, references, strict=True):
         scores = scorer.score(_by_line(reference), _by_line(prediction))
-        found.append([100 * scores[measure].fmeasure for measure in MEASURES])
-    return np.array(found, dtype=np.float64).reshape(-1, len(MEASURES))
+        rows.append([100 * scores[measure].fmeasure for measure in MEASURES])
+    return np.array(rows, dtype=np.float64).reshape(-1, len(MEASURES))
 
 
 def bootstrap(values: np.ndarray, samples: int, seed: int, level: float = 0.95) -> np.ndarray:
     """Percentile bootstrap interval of the mean (Efron 1979): values [examples, measures] → [2, measures].
 
-    Every measure sees the same resamples. A function of its arguments alone.
+    All measures use the same resamples, and the same arguments give the same interval.
     """
     rng = np.random.default_rng(seed)
     count = len(values)
@@ -82,16 +83,16 @@ def score_files(predictions: str, references: str, samples: int = 1000, seed: in
 
     Raises SourceError, naming the file, when one cannot be read, has no fitting column, or the lengths differ.
     """
-    ours = _texts(predictions, PREDICTION_COLUMNS)
-    theirs = _texts(references, REFERENCE_COLUMNS)
-    if len(ours) != len(theirs):
+    predicted = _texts(predictions, PREDICTION_COLUMNS)
+    expected = _texts(references, REFERENCE_COLUMNS)
+    if len(predicted) != len(expected):
         raise SourceError(
-            f"{predictions} has {len(ours)} predictions but {references} has {len(theirs)} references: "
+            f"{predictions} has {len(predicted)} predictions but {references} has {len(expected)} references: "
             "line i of one must belong to line i of the other"
         )
-    if not ours:
+    if not predicted:
         raise SourceError(f"{predictions} is empty: there is nothing to score")
-    return score(ours, theirs, samples, seed)
+    return score(predicted, expected, samples, seed)
 
 
 def _by_line(text: str) -> str:
@@ -124,7 +125,7 @@ def _texts(url: str, columns: Sequence[str]) -> list[str]:
         lines = data.decode("utf-8").split("\n")
     except (gzip.BadGzipFile, EOFError, UnicodeDecodeError, pa.ArrowInvalid) as error:
         raise SourceError(f"{url} cannot be read: {error}") from error
-    # A last line break ends the last example; it does not begin an empty one.
+    # The last line break ends the last example and does not start an empty one.
     lines = lines[:-1] if lines[-1] == "" else lines
     if name.endswith(".jsonl"):
         return [_json_text(url, number, line, columns) for number, line in enumerate(lines, 1)]

@@ -7,9 +7,8 @@ from rich.table import Table
 
 from bitlm.artifacts.record import Record
 from bitlm.config.stages import Frozen
+from bitlm.evaluate.measures import MAIN_MEASURES, MEASURES
 
-MEASURES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-TITLES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-Lsum"}
 TRAININGS = {"pretrain": "pretrained", "finetune": "fine-tuned"}
 HEADS = {"diffusion": "Diffusion head", "lm": "LM head"}
 ARTICLE = "article (arXiv 2605.11577)"
@@ -51,7 +50,8 @@ class Row(Frozen):
     system: str
     source: Literal["ours", "article"]
     scores: dict[str, Score]
-    choices: str | None = None  # whose options the diffusion head was made with: article, ours
+    choices: str | None = None
+    """Whose options the diffusion head was trained and used with: ``article`` or ``ours``. None for other systems."""
     examples: int | None = None
     artifact: str | None = None
 
@@ -83,7 +83,7 @@ def rows(evaluations: Sequence[tuple[Record, Mapping[str, Any], str | None]]) ->
         Row(
             system=system,
             source="article",
-            scores={m: Score(f1=f1) for m, f1 in zip(MEASURES[:3], figures, strict=True)},
+            scores={m: Score(f1=f1) for m, f1 in zip(MAIN_MEASURES, figures, strict=True)},
         )
         for system, *figures in _ARTICLE_FIGURES
     ]
@@ -96,7 +96,7 @@ def cells(row: Row) -> list[str]:
 
 
 def markdown(table: Sequence[Row]) -> str:
-    head = ["system", "choices", "source", *TITLES.values(), "examples"]
+    head = ["system", "choices", "source", *MEASURES.values(), "examples"]
     lines = [_line(head), _line(["---", "---", "---", *["---:"] * (len(MEASURES) + 1)])]
     for row in table:
         source = f"`{row.artifact}`" if row.artifact else ARTICLE
@@ -114,11 +114,11 @@ def terminal(table: Sequence[Row]) -> Table:
         caption_justify="left",
     )
     shown.add_column("system")
-    for measure in MEASURES[:3]:
-        shown.add_column(TITLES[measure], justify="right", no_wrap=True)
+    for measure in MAIN_MEASURES:
+        shown.add_column(MEASURES[measure], justify="right", no_wrap=True)
     for source, style, prefix in (("ours", None, ""), ("article", "dim", "article: ")):
         for row in (row for row in table if row.source == source):
-            shown.add_row(prefix + row.system, *(_short(row.scores[measure]) for measure in MEASURES[:3]), style=style)
+            shown.add_row(prefix + row.system, *(_short(row.scores[measure]) for measure in MAIN_MEASURES), style=style)
         shown.add_section()
     return shown
 
@@ -130,7 +130,7 @@ def plain(table: Sequence[Row]) -> list[dict[str, Any]]:
             "system": row.system,
             "choices": row.choices or "–",
             "source": row.artifact or ARTICLE,
-            **dict(zip(TITLES.values(), cells(row), strict=True)),
+            **dict(zip(MEASURES.values(), cells(row), strict=True)),
             "examples": row.examples or "–",
         }
         for row in table

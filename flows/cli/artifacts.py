@@ -2,10 +2,9 @@
 
 import argparse
 import json
-import sys
+from collections.abc import Callable
 from typing import Any
 
-from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -14,45 +13,46 @@ from bitlm.artifacts import Record, Store, diff, lineage, tree
 from bitlm.artifacts.lineage import human_bytes, key_metrics
 from bitlm.errors import ArtifactError, BitLMError
 from bitlm.storage import redact
+from flows.cli.options import add_json, add_root, plain_console, print_json
 
 
-def add_artifacts_parser(subparsers: Any) -> None:
-    """Add ``artifacts`` to the commands of ``bitlm``; parsed arguments get ``command``, a function of themselves."""
-    parser = subparsers.add_parser("artifacts", help="list, show, compare and verify what was made")
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser("artifacts", help="list, show, compare and verify what was made")
     actions = parser.add_subparsers(required=True, metavar="ACTION")
+    ID = "stage/name@vN, or stage/name for the newest"
 
-    def add(action: Any, name: str, help: str) -> argparse.ArgumentParser:
-        one = actions.add_parser(name, help=help)
-        one.add_argument(
-            "--root", default="artifacts", metavar="DIR_OR_URL", help="where artifacts live (default: artifacts)"
-        )
-        one.add_argument("--json", action="store_true", help="print JSON on standard output")
-        one.set_defaults(command=run, action=action)
-        return one
+    list_parser = _add_action(actions, "list", _list, "all artifacts, or those of a stage or name")
+    list_parser.add_argument("which", nargs="?", metavar="STAGE[/NAME]")
+    show = _add_action(actions, "show", _show, "the record of an artifact")
+    show.add_argument("id", metavar="ID", help=ID)
+    lineage_parser = _add_action(actions, "lineage", _lineage, "an artifact and all it was made from")
+    lineage_parser.add_argument("id", metavar="ID", help=ID)
+    diff_parser = _add_action(actions, "diff", _diff, "what differs between what two artifacts were made from")
+    diff_parser.add_argument("a", metavar="A", help=ID)
+    diff_parser.add_argument("b", metavar="B")
+    verify = _add_action(actions, "verify", _verify, "check records and files, of the named artifacts or of all")
+    verify.add_argument("ids", nargs="*", metavar="ID", help=ID)
+    verify.add_argument("--sizes-only", action="store_true", help="do not read the contents")
 
-    listed = add(_list, "list", "all artifacts, or those of a stage or name")
-    listed.add_argument("which", nargs="?", metavar="STAGE[/NAME]")
-    add(_show, "show", "the record of an artifact").add_argument(
-        "id", metavar="ID", help="stage/name@vN, or stage/name for the newest"
-    )
-    add(_lineage, "lineage", "an artifact and all it was made from").add_argument("id", metavar="ID")
-    compared = add(_diff, "diff", "what differs between what two artifacts were made from")
-    compared.add_argument("a", metavar="A")
-    compared.add_argument("b", metavar="B")
-    verified = add(_verify, "verify", "check records and files, of the named artifacts or of all")
-    verified.add_argument("ids", nargs="*", metavar="ID")
-    verified.add_argument("--sizes-only", action="store_true", help="do not read the contents")
+
+def _add_action(
+    actions: Any, name: str, action: Callable[[argparse.Namespace, Store], int], help: str
+) -> argparse.ArgumentParser:
+    parser = actions.add_parser(name, help=help)
+    add_root(parser)
+    add_json(parser)
+    parser.set_defaults(command=run, action=action)
+    return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit code: 0 only when all that was asked for exists and, for ``verify``, is intact."""
+    """Exit code: 0 only if all that was asked for exists and, for ``verify``, is intact."""
     try:
         return args.action(args, Store(args.root))
     except BitLMError as error:
         if args.json:
             _print_json({"error": str(error)})
-        print(f"bitlm: {error}", file=sys.stderr)
-        return 1
+        raise
 
 
 def _list(args: argparse.Namespace, store: Store) -> int:
@@ -65,16 +65,15 @@ def _list(args: argparse.Namespace, store: Store) -> int:
         return 0
     table = _table("artifact", "made", "took", "files", "size", "metrics", title=f"artifacts in {redact(store.root)}")
     for record in records:
-        made = record.finished.astimezone().strftime("%Y-%m-%d %H:%M")
         table.add_row(
             record.id,
-            made,
+            f"{record.finished.astimezone():%Y-%m-%d %H:%M}",
             f"{record.seconds:,.1f} s",
             f"{len(record.files):,}",
             human_bytes(record.bytes),
             key_metrics(record),
         )
-    _console().print(table)
+    plain_console().print(table)
     return 0
 
 
@@ -91,7 +90,7 @@ def _show(args: argparse.Namespace, store: Store) -> int:
     contents = _table("file", "bytes", "sha256")
     for entry in files:
         contents.add_row(entry["path"], f"{entry['bytes']:,}", entry["sha256"][:16])
-    console = _console()
+    console = plain_console()
     console.print(about)
     console.print(contents)
     return 0
@@ -102,7 +101,7 @@ def _lineage(args: argparse.Namespace, store: Store) -> int:
     if args.json:
         _print_json([_summary(store, one) for one in lineage(store, record)])
     else:
-        _console().print(tree(store, record), soft_wrap=True)
+        plain_console().print(tree(store, record), soft_wrap=True)
     return 0
 
 
@@ -118,16 +117,16 @@ def _diff(args: argparse.Namespace, store: Store) -> int:
     table = _table("field", a.id, b.id)
     for change in changes:
         table.add_row(change.key, str(change.old), str(change.new))
-    _console().print(table)
+    plain_console().print(table)
     return 0
 
 
 def _verify(args: argparse.Namespace, store: Store) -> int:
     faults: dict[str, str | None] = {}
-    asked = args.ids or store.ids()
-    if not asked:
+    ids = args.ids or store.ids()
+    if not ids:
         raise ArtifactError(f"there is no artifact in {redact(store.root)}")
-    for artifact_id in asked:
+    for artifact_id in ids:
         try:
             record = store.load(artifact_id)
             artifact_id = record.id
@@ -141,7 +140,7 @@ def _verify(args: argparse.Namespace, store: Store) -> int:
         table = _table("artifact", "verified")
         for one, fault in faults.items():
             table.add_row(one, Text("ok", "green") if fault is None else Text(fault, "red"))
-        _console().print(table)
+        plain_console().print(table)
     return 0 if all(fault is None for fault in faults.values()) else 1
 
 
@@ -160,11 +159,7 @@ def _summary(store: Store, record: Record) -> dict[str, Any]:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=2))
-
-
-def _console() -> Console:
-    return Console(markup=False, highlight=False)
+    print_json(value, escaped=False)
 
 
 def _table(first: str, *others: str, **options: Any) -> Table:

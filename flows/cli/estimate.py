@@ -1,9 +1,10 @@
-"""``bitlm plan tokens``: what the tokens stage would come to, from a measured sample of its source."""
+"""``bitlm plan tokens``: size and duration of the tokens stage, extrapolated from a measured sample of its source."""
 
 import time
 from collections.abc import Sequence
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from bitlm.artifacts.record import Record
@@ -17,8 +18,7 @@ from bitlm.data.shards.tokenizer import INFO_FILE, TOKENIZER_FILE, TokenizerInfo
 from bitlm.data.sources import listing as sources
 from bitlm.data.sources.corpus import load_corpus
 from bitlm.data.sources.listing import SourceFile
-from bitlm.steps import Step
-from flows.show import STDOUT
+from bitlm.steps import Step, find_artifact
 from tasks.tokens import duration
 
 
@@ -26,54 +26,51 @@ def estimate_tokens(steps: Sequence[Step], config: PipelineConfig, root: str) ->
     """The estimate for the tokens step among ``steps``, or why there is none yet."""
     store = Store(root)
     step = next(step for step in steps if step.stage == "tokens")
-    corpus, made_tokenizer = (_record(step.inputs[role], store) for role in ("corpus", "tokenizer"))
+    corpus, tokenizer_record = (find_artifact(step.inputs[role], store) for role in ("corpus", "tokenizer"))
     if corpus is None and config.corpus.source == sources.DOCSTRINGS:
         return "the corpus has not been made: `bitlm run corpus`, then plan again"
-    if made_tokenizer is None and config.tokenizer.source == "train":
+    if tokenizer_record is None and config.tokenizer.source == "train":
         return "the tokenizer has not been trained: `bitlm run tokenizer --upstream`, then plan again"
     started = time.process_time()
-    kit = _kit(made_tokenizer, config, store)
+    kit = _kit(tokenizer_record, config, store)
     load_seconds = time.process_time() - started
     files, text_column, id_column = _files(corpus, step, config, store)
-    return estimate(
-        files, text_column, id_column, config.corpus.validation_fraction, kit, load_seconds,
-        config.tokens.execution.num_workers,
-    )  # fmt: skip
+    fraction, workers = config.corpus.validation_fraction, config.tokens.execution.num_workers
+    return estimate(files, text_column, id_column, fraction, kit, load_seconds, workers)
 
 
-def show_estimate(found: Estimate | str) -> None:
-    if isinstance(found, str):
-        STDOUT.print(f"\nno estimate for tokens: {found}", highlight=False, soft_wrap=True)
+def show_estimate(result: Estimate | str) -> None:
+    console = Console()
+    if isinstance(result, str):
+        console.print(f"\nno estimate for tokens: {result}", highlight=False, soft_wrap=True)
         return
     table = Table(title="tokens, estimated", title_justify="left", show_header=False)
     rows = {
-        "source": f"{found.files:,} files, {found.source_bytes / 1e9:,.3f} GB",
-        "documents": f"{found.documents:,}",
-        "text": f"{found.text_bytes / 1e9:,.3f} GB",
-        "tokens": f"{found.tokens:,}",
-        "output": f"{found.output_bytes / 1e9:,.3f} GB",
-        "work": f"{found.core_seconds / 3600:,.3g} core-hours",
-        "wall time": f"{duration(found.wall_seconds)} with {found.workers} workers",
+        "source": f"{result.files:,} files, {result.source_bytes / 1e9:,.3f} GB",
+        "documents": f"{result.documents:,}",
+        "text": f"{result.text_bytes / 1e9:,.3f} GB",
+        "tokens": f"{result.tokens:,}",
+        "output": f"{result.output_bytes / 1e9:,.3f} GB",
+        "work": f"{result.core_seconds / 3600:,.3g} core-hours",
+        "wall time": f"{duration(result.wall_seconds)} with {result.workers} workers",
     }
     for name, value in rows.items():
         table.add_row(name, value)
-    STDOUT.print(table)
-    STDOUT.print(
-        f"measured on {found.sample_documents:,} documents ({found.sample_text_bytes / 1e6:.1f} MB) of "
-        f"{found.sample_files} files; reading over a network is not in it",
+    console.print(table)
+    console.print(
+        f"measured on {result.sample_documents:,} documents ({result.sample_text_bytes / 1e6:.1f} MB) of "
+        f"{result.sample_files} files; reading over a network is not in it",
         highlight=False,
         soft_wrap=True,
     )
 
 
-def with_estimate(planned: list[dict[str, Any]], found: Estimate | str | None) -> list[dict[str, Any]]:
-    """The plan with the estimate, where there is one, at the tokens step."""
-    told = {"reason": found} if isinstance(found, str) else found and found.as_json()
-    return [step | {"estimate": told} if told and step["step"].startswith("tokens/") else step for step in planned]
-
-
-def _record(made: Step | Record, store: Store) -> Record | None:
-    return made if isinstance(made, Record) else store.find(made.stage, made.name, made.fingerprint)
+def with_estimate(planned: list[dict[str, Any]], result: Estimate | str | None) -> list[dict[str, Any]]:
+    """The plan, with the estimate (or why there is none) at the tokens step if it was asked for."""
+    if result is None:
+        return planned
+    entry = {"reason": result} if isinstance(result, str) else result.as_json()
+    return [step | {"estimate": entry} if step["step"].startswith("tokens/") else step for step in planned]
 
 
 def _kit(record: Record | None, config: PipelineConfig, store: Store) -> Kit:

@@ -1,13 +1,13 @@
 """``bitlm generate``: continue prompts with a model, block by block as they are realized."""
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bitlm.errors import ConfigError
+from flows.cli.options import add_json, add_root, print_json
 
-if TYPE_CHECKING:  # imported where used: torch takes seconds, and every other command does without it
+if TYPE_CHECKING:
     from torch import Tensor
 
     from bitlm.data.shards.tokenizer import TextTokenizer
@@ -28,8 +28,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def add_generate_parser(commands: Any) -> None:
-    """Add ``generate`` to the commands of ``bitlm``."""
+def add_parser(commands: Any) -> None:
     parser = commands.add_parser("generate", help="continue a prompt with a model")
     parser.add_argument(
         "--model",
@@ -38,25 +37,25 @@ def add_generate_parser(commands: Any) -> None:
         help="a pretrain or finetune artifact, for example finetune/tiny-diffusion, or a folder of model and tokenizer",
     )
     parser.add_argument("--prompt", required=True, action="append", metavar="TEXT", help="may be given several times")
-    parser.add_argument("--root", default="artifacts", metavar="DIR_OR_URL")
+    add_root(parser)
     for name, settings in OPTIONS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", **settings)
     parser.add_argument("--compile", action="store_true", help="compile the head; slow at first, faster from then on")
     parser.add_argument("--device", help="as torch names it; by default a GPU where there is one")
     parser.add_argument("--trace", action="store_true", help="print at which step each bit took its final sign")
-    parser.add_argument("--json", action="store_true", help="generate all prompts in one batch and print JSON")
+    add_json(parser, help="generate all prompts in one batch and print JSON")
     parser.set_defaults(command=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    import torch
+    import torch  # this and the model take seconds to load
     from transformers.utils import logging
 
     from bitlm.evaluate.predictions import load_model
     from bitlm.model import Sampling
 
-    given = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
-    sampling = Sampling(trace=args.trace, compile=args.compile, **given)
+    options = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
+    sampling = Sampling(trace=args.trace, compile=args.compile, **options)
     logging.disable_progress_bar()
     model, tokenizer = load_model(args.root, args.model)
     model.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -65,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         if not prompt:
             raise ConfigError(f"--prompt {text!r} is empty: give at least one character")
     if args.json:
-        print(json.dumps(_batch(model, tokenizer, args.prompt, prompts, sampling), indent=2))
+        print_json(_batch(model, tokenizer, args.prompt, prompts, sampling))
     else:
         for number, prompt in enumerate(prompts):
             print("\n" * (number > 0) + args.prompt[number], end="", flush=True)
@@ -82,12 +81,13 @@ def _batch(
     prompts: Sequence[Sequence[int]],
     sampling: "Sampling",
 ) -> list[dict[str, Any]]:
-    from bitlm.diffusion.sampler import commit_steps
+    """What ``--json`` prints: a dictionary for each prompt."""
+    from bitlm.diffusion.sampler import commit_steps  # torch takes seconds to load
 
     output = model.generate(prompts, sampling=sampling)
-    found = []
+    results = []
     for row, text in enumerate(texts):
-        answer = {
+        result = {
             "prompt": text,
             "text": tokenizer.decode(output.ids[row]).strip(),
             "tokens": len(output.ids[row]),
@@ -98,16 +98,18 @@ def _batch(
         }
         if sampling.trace:
             states = output.states[row]
-            answer["commit_steps"] = [commit_steps(block).tolist() for block in states]
-            answer["values"] = [block.double().round(decimals=4).tolist() for block in states]
-        found.append(answer)
-    return found
+            result["commit_steps"] = [commit_steps(block).tolist() for block in states]
+            result["values"] = [block.double().round(decimals=4).tolist() for block in states]
+        results.append(result)
+    return results
 
 
 def _pieces(
     model: "BitLMForCausalLM", tokenizer: "TextTokenizer", prompt: Sequence[int], number: int, sampling: "Sampling"
 ) -> Iterator[str]:
-    """What to print for one prompt, block by block; its randomness is that of its number, as in a batch."""
+    """What to print for one prompt, block by block. ``number``, its place among the prompts, keys the random numbers,
+    so that the text is the same as in a batch.
+    """
     ids: list[int] = []
     shown = 0
     text = ""
@@ -117,16 +119,20 @@ def _pieces(
         if step.states is not None:
             labels = [repr(tokenizer.decode([token])) for token in step.ids[0]]
             yield "\n".join(["", f"block {block}, {step.calls[0]} head calls", *trace_lines(step.states[0], labels)])
-        elif not text.endswith("\N{REPLACEMENT CHARACTER}"):  # else a character whose bytes are not all there yet
+        elif not text.endswith("\N{REPLACEMENT CHARACTER}"):  # else the last character is incomplete
             yield text[shown:]
             shown = len(text)
     yield f"\n\n{text}" if sampling.trace else text[shown:]
 
 
 def trace_lines(states: "Tensor", labels: Sequence[str]) -> list[str]:
-    """A block's states [S+1, m, B] as a table of tokens by bits, most significant bit first: the step after which each
-    bit kept its sign, "·" where the noise had it. ``labels`` name the tokens; slots behind the end have none."""
-    from bitlm.diffusion.sampler import commit_steps
+    """The trace of a block, ``states`` [S+1, m, B], as a table: a line for each token, a column for each bit, the most
+    significant bit first.
+
+    A cell is the step after which the bit kept its sign; "·" if it had that sign in the noise already. ``labels`` are
+    the texts of the tokens; slots after the end token have none.
+    """
+    from bitlm.diffusion.sampler import commit_steps  # torch takes seconds to load
 
     rows = commit_steps(states).tolist()
     B, cell = len(rows[0]), len(str(max(len(states) - 1, len(rows[0]) - 1))) + 1

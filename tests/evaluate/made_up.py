@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from bitlm import storage
-from bitlm.artifacts.lineage import lineage
 from bitlm.artifacts.record import Draft, Record, fingerprint
 from bitlm.artifacts.store import Store
 from bitlm.config import configure
 from bitlm.evaluate import predictions, rouge
+from bitlm.evaluate.results import Subjects, subjects
 
 ATTACK = "<script>alert('x')</script> & <img src=http://evil.example/x.png>"
 
@@ -21,9 +21,7 @@ ATTACK = "<script>alert('x')</script> & <img src=http://evil.example/x.png>"
 @dataclass
 class MadeUp:
     store: Store
-    evaluations: list[Record]
-    trained: list[Record]
-    ancestry: list[Record]
+    subjects: Subjects
 
 
 def make(root: Path) -> MadeUp:
@@ -85,8 +83,7 @@ def make(root: Path) -> MadeUp:
                 )
             )
         trained += [pretrain, finetune]
-    ancestry = {one.id: one for record in [*trained, *evaluations] for one in lineage(store, record)}
-    return MadeUp(store, evaluations, trained, list(ancestry.values()))
+    return MadeUp(store, subjects(store, evaluations, trained))
 
 
 def commit(

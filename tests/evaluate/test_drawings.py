@@ -9,6 +9,7 @@ from made_up import MadeUp
 
 from bitlm.evaluate.curves import Series, line_chart, number, thin, ticks
 from bitlm.evaluate.lineage_svg import lineage_svg
+from bitlm.steps import STAGES
 
 finite = st.floats(-1e6, 1e6).filter(lambda x: x == 0 or abs(x) > 1e-3)
 
@@ -64,10 +65,10 @@ def test_an_empty_chart_is_no_chart() -> None:
 
 
 def test_lineage_shows_every_artifact_once_inputs_above_users(made_up: MadeUp) -> None:
-    svg = ElementTree.fromstring(lineage_svg(made_up.ancestry))
+    svg = ElementTree.fromstring(lineage_svg(made_up.subjects.ancestry, list(STAGES)))
     boxes = {group.find("title").text: group.find("rect") for group in svg.iter("g")}
-    assert set(boxes) == {record.id for record in made_up.ancestry}
-    for record in made_up.ancestry:
+    assert set(boxes) == {record.id for record in made_up.subjects.ancestry}
+    for record in made_up.subjects.ancestry:
         for entry in record.inputs.values():
             assert float(boxes[entry.id].get("y")) < float(boxes[record.id].get("y"))
     _, _, width, height = map(float, svg.get("viewBox").split())
@@ -81,7 +82,7 @@ def test_lineage_shows_every_artifact_once_inputs_above_users(made_up: MadeUp) -
 
 def test_lineage_lines_lead_from_every_input_to_its_users(made_up: MadeUp) -> None:
     """Follows the drawn lines downwards from every box: exactly the artifact's users are reached."""
-    svg = ElementTree.fromstring(lineage_svg(made_up.ancestry))
+    svg = ElementTree.fromstring(lineage_svg(made_up.subjects.ancestry, list(STAGES)))
     below: dict[tuple[float, float], set[tuple[float, float]]] = {}
     for path in svg.iter("path"):
         numbers = [float(found) for found in re.findall(r"[\d.]+", path.get("d"))]
@@ -96,8 +97,8 @@ def test_lineage_lines_lead_from_every_input_to_its_users(made_up: MadeUp) -> No
         x, y, width, height = (float(box.get(key)) for key in ("x", "y", "width", "height"))
         tops[round(x + width / 2, 1), y] = name
         bottoms[name] = (round(x + width / 2, 1), y + height)
-    users: dict[str, set[str]] = {record.id: set() for record in made_up.ancestry}
-    for record in made_up.ancestry:
+    users: dict[str, set[str]] = {record.id: set() for record in made_up.subjects.ancestry}
+    for record in made_up.subjects.ancestry:
         for entry in record.inputs.values():
             users[entry.id].add(record.id)
     for name, bottom in bottoms.items():
@@ -113,7 +114,7 @@ def test_lineage_lines_lead_from_every_input_to_its_users(made_up: MadeUp) -> No
 
 
 def test_lineage_lines_go_round_boxes(made_up: MadeUp) -> None:
-    svg = ElementTree.fromstring(lineage_svg(made_up.ancestry))
+    svg = ElementTree.fromstring(lineage_svg(made_up.subjects.ancestry, list(STAGES)))
     lanes = [re.fullmatch(r"M([\d.]+) (\d+)v(\d+)", path.get("d")) for path in svg.iter("path")]
     lanes = [(float(lane[1]), float(lane[2])) for lane in lanes if lane]
     assert lanes

@@ -11,7 +11,9 @@ from bitlm.artifacts.record import InputEntry
 from bitlm.config import PipelineConfig, ReportConfig, TrainConfig
 from bitlm.evaluate import choices, report, table
 from bitlm.evaluate import results as results_module
+from bitlm.evaluate.measures import MEASURES
 from bitlm.evaluate.results import Results, collect
+from bitlm.steps import STAGES
 
 OURS = [
     "Lead-1 (first sentence)",
@@ -72,15 +74,13 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def results(made_up: MadeUp) -> Results:
-    found = collect(
-        made_up.store, made_up.evaluations, made_up.trained, made_up.ancestry, ReportConfig(title="A <title>"), "tiny"
-    )
+    found = collect(made_up.store, made_up.subjects, ReportConfig(title="A <title>"), "tiny")
     return json.loads(json.dumps(found, allow_nan=False))  # it is plain JSON
 
 
 @pytest.fixture(scope="module")
 def html(results: Results, made_up: MadeUp) -> str:
-    return report.render_html(results, made_up.ancestry)
+    return report.render_html(results, made_up.subjects.ancestry, list(STAGES))
 
 
 @pytest.fixture(scope="module")
@@ -144,18 +144,16 @@ def test_every_curve_and_artifact_is_shown(page: Page, made_up: MadeUp) -> None:
     lines = [a for tag, a in page.elements if tag == "path" and (a.get("class") or "").startswith("line s")]
     legends, curves = 2 * 4, 2 * 4  # two heads in validation and loss of two stages
     assert len(lines) == legends + curves
-    for record in made_up.ancestry:
+    for record in made_up.subjects.ancestry:
         assert record.id in text
     assert "diffusion.t_mean" in text  # configuration
     assert text.count("upper bound") >= 2
 
 
 def test_the_same_artifacts_give_the_same_page(results: Results, made_up: MadeUp, html: str) -> None:
-    again = collect(
-        made_up.store, made_up.evaluations, made_up.trained, made_up.ancestry, ReportConfig(title="A <title>"), "tiny"
-    )
+    again = collect(made_up.store, made_up.subjects, ReportConfig(title="A <title>"), "tiny")
     assert again == results
-    assert report.render_html(again, made_up.ancestry) == html
+    assert report.render_html(again, made_up.subjects.ancestry, list(STAGES)) == html
 
 
 def test_last_validation_and_outputs(results: Results) -> None:
@@ -204,8 +202,8 @@ def test_a_departure_from_the_articles_choices_is_told(results: Results, made_up
 
 
 def test_departures_of_every_stage_are_found(made_up: MadeUp) -> None:
-    records = {record.id: record for record in made_up.ancestry}
-    evaluation = made_up.evaluations[2]
+    records = {record.id: record for record in made_up.subjects.ancestry}
+    evaluation = made_up.subjects.evaluations[2]
     finetune = records[evaluation.inputs["model"].id]
     pretrain = records[finetune.inputs["pretrain"].id]
     article = PipelineConfig.model_validate({"preset": "0.6b"})
@@ -240,7 +238,8 @@ def _trained(config: TrainConfig) -> dict:
 def test_systems_scored_on_other_examples_are_told(made_up: MadeUp) -> None:
     scores = [{"examples": 40, "empty": 0}] * 4 + [{"examples": 30, "empty": 0}]
     assert any(
-        "cannot be compared" in note for note in results_module._notes(made_up.evaluations, scores, made_up.ancestry)
+        "cannot be compared" in note
+        for note in results_module._notes(made_up.subjects.evaluations, scores, made_up.subjects.ancestry)
     )
 
 
@@ -248,13 +247,14 @@ def test_rows_without_intervals_are_the_articles_only(results: Results) -> None:
     rows = [table.Row.model_validate(row) for row in results["rows"]]
     assert [row.source for row in rows] == ["ours"] * 5 + ["article"] * 7
     assert all((row.scores["rouge1"].low is None) == (row.source == "article") for row in rows)
-    columns = {"system", "choices", "source", "examples", *table.TITLES.values()}
+    columns = {"system", "choices", "source", "examples", *MEASURES.values()}
     assert [set(line) for line in table.plain(rows)] == [columns] * 12
 
 
 def test_a_report_without_training_has_no_charts(made_up: MadeUp) -> None:
-    lead = made_up.evaluations[:1]
-    ancestry = [made_up.ancestry[0], *lead]
-    results = collect(made_up.store, lead, [], ancestry, ReportConfig(), "tiny")
-    page = Page(report.render_html(results, ancestry))
+    lead = made_up.subjects.evaluations[:1]
+    subjects = results_module.subjects(made_up.store, lead, [])
+    assert subjects.ancestry == [made_up.subjects.ancestry[0], *lead]
+    results = collect(made_up.store, subjects, ReportConfig(), "tiny")
+    page = Page(report.render_html(results, subjects.ancestry, list(STAGES)))
     assert not [a for _, a in page.elements if a.get("class") == "chart"]

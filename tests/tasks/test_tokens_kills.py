@@ -21,7 +21,7 @@ from bitlm.data.shards.encode import encode_unit
 from bitlm.data.shards.units import Job, UnitRecord
 from bitlm.data.shards.units import plan as plan_units
 from bitlm.data.sources.corpus import load_corpus
-from bitlm.steps import FORMATS
+from bitlm.steps import STAGES
 from tests.tasks.data_stages import digests, sha256
 
 PROJECT = Path(__file__).parents[2]
@@ -120,7 +120,7 @@ def undisturbed(root: Path, out: Path) -> tuple[dict[str, str], list[UnitRecord]
     """path → sha256 of what the units make of the same artifacts, one after the other in this process, and records."""
     store = Store(str(root))
     corpus, tokenizer = store.load("corpus/tiny"), store.load("tokenizer/tiny")
-    job = Job(store.root, str(out), FORMATS["tokens"], corpus, tokenizer, "text", "id", 0.1)
+    job = Job(store.root, str(out), STAGES["tokens"].format, corpus, tokenizer, "text", "id", 0.1)
     records = [encode_unit(unit, job).record for unit in plan_units(load_corpus(store, corpus).files, 1)]
     assert len(records) == UNITS
     files = [path for path in out.rglob("*") if path.is_file()]

@@ -1,4 +1,3 @@
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from made import draft, make
 
 from bitlm import storage
 from bitlm.artifacts import Record, Store
-from flows.cli.artifacts import add_artifacts_parser
+from flows.cli import main
 
 
 @pytest.fixture
@@ -24,10 +23,7 @@ def made(store: Store) -> list[Record]:
 
 
 def call(*words: str) -> int:
-    parser = argparse.ArgumentParser()
-    add_artifacts_parser(parser.add_subparsers())
-    args = parser.parse_args(["artifacts", *words])
-    return args.command(args)
+    return main(["artifacts", *words])
 
 
 def answer(capsys: pytest.CaptureFixture[str], store: Store, *words: str, code: int = 0) -> Any:

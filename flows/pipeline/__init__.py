@@ -1,14 +1,13 @@
 """The whole pipeline: corpus → tokenizer → tokens → pretrain → finetune → evaluate → report, for both heads.
 
-``bitlm.steps.steps`` lists the steps in order; each runs as one Prefect task of its stage.
+``bitlm.steps.steps`` lists the steps in order; each runs as one Prefect task of its stage. ``python -m flows.pipeline``
+takes the arguments of ``bitlm run``.
 """
-
-import sys
 
 from prefect import flow
 
 from bitlm.config import PipelineConfig
-from flows.execute import Inputs, Stage, Summaries, execute
+from flows.execute import Inputs, Selection, StageName, Summaries, execute
 from tasks.run import Verification
 
 TINY = PipelineConfig()
@@ -19,15 +18,9 @@ def pipeline(
     config: PipelineConfig = TINY,
     root: str = "artifacts",
     inputs: Inputs = None,
-    stages: list[Stage] | None = None,
+    stages: list[StageName] | None = None,
     upstream: bool = True,
     verification: Verification = "full",
 ) -> Summaries:
     """Make every artifact of the configuration (or of the named stages) that does not exist yet."""
-    return execute(stages or [], config, root, inputs, upstream, verification)
-
-
-if __name__ == "__main__":
-    from flows.cli import main
-
-    sys.exit(main(["run", *sys.argv[1:]]))
+    return execute(config, root, Selection(tuple(stages or ()), inputs or {}, upstream), verification)

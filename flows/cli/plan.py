@@ -1,0 +1,78 @@
+"""``bitlm plan``: what a run would make and what it would reuse, without doing any of it."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bitlm.artifacts.lineage import explain
+from bitlm.artifacts.store import Store
+from bitlm.steps import Step, find_artifact
+from flows.cli.options import add_selection, configuration, inputs, print_json, stages
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """``artifact`` is the id of what would be reused; without one, ``reasons`` say why a new version would be made."""
+
+    step: Step
+    artifact: str | None
+    reasons: list[str]
+
+    def as_json(self) -> dict[str, Any]:
+        parents = self.step.inputs.items()
+        return {
+            "step": self.step.key,
+            "action": "reuse" if self.artifact else "make",
+            "artifact": self.artifact,
+            "fingerprint": self.step.fingerprint,
+            "reasons": self.reasons,
+            "inputs": {role: parent.key if isinstance(parent, Step) else parent.id for role, parent in parents},
+        }
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser("plan", help="say what would run, what is reused, and why")
+    add_selection(parser)
+    parser.set_defaults(command=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    # Prefect and Ray take seconds to load, pyarrow and the tokenizer too.
+    from flows.cli.estimate import estimate_tokens, show_estimate, with_estimate
+    from flows.execute import Selection, selected_steps
+
+    config = configuration(args)
+    steps = selected_steps(config, args.root, Selection(stages(args), inputs(args), upstream=True))
+    planned = [_plan(step, Store(args.root)) for step in steps]
+    estimate = estimate_tokens(steps, config, args.root) if "tokens" in args.stages else None
+    if args.json:
+        print_json(with_estimate([step.as_json() for step in planned], estimate))
+        return 0
+    _show(planned)
+    if estimate is not None:
+        show_estimate(estimate)
+    return 0
+
+
+def _plan(step: Step, store: Store) -> PlannedStep:
+    record = find_artifact(step, store)
+    if record is not None:
+        return PlannedStep(step, record.id, [])
+    return PlannedStep(step, None, explain(store.newest(step.stage, step.name), step))
+
+
+def _show(planned: Sequence[PlannedStep]) -> None:
+    console = Console()
+    table = Table(title="plan", title_justify="left")
+    for column in ("step", "action", "why"):
+        table.add_column(column, overflow="fold")
+    for one in planned:
+        action = f"reuse {one.artifact}" if one.artifact else "[bold]make[/]"
+        table.add_row(one.step.key, action, "\n".join(one.reasons))
+    console.print(table)
+    to_make = sum(one.artifact is None for one in planned)
+    console.print(f"{to_make} to make, {len(planned) - to_make} reused", highlight=False)

@@ -1,0 +1,79 @@
+"""``bitlm run``: run the pipeline, or some of its stages."""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bitlm.artifacts.lineage import tree
+from bitlm.artifacts.store import Store
+from bitlm.config import PipelineConfig
+from bitlm.evaluate.table import Row, terminal
+from flows.cli.options import add_selection, configuration, inputs, print_json, stages
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser("run", help="run the pipeline, or some of its stages")
+    add_selection(parser)
+    parser.add_argument(
+        "--verify",
+        choices=("full", "size"),
+        default="full",
+        help="check existing artifacts by every byte, or by sizes (readers check each file they open in any case)",
+    )
+    parser.set_defaults(command=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    summaries = _run_flow(stages(args), inputs(args), configuration(args), args)
+    if args.json:
+        print_json(summaries if len(summaries) != 1 else summaries[0])
+    else:
+        _show(summaries, args.root)
+    return 0
+
+
+def _run_flow(
+    stages: tuple[str, ...], inputs: dict[str, str], config: PipelineConfig, args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """One flow: that of the single stage, or the pipeline's. Mistakes are found before a server starts."""
+    # Prefect and Ray take seconds to load.
+    from flows.execute import Selection, check
+    from flows.pipeline import pipeline
+    from flows.server import prefect_api
+    from flows.stages import FLOWS
+
+    upstream = args.upstream or not stages
+    check(config, args.root, Selection(stages, inputs, upstream))
+    parameters = {"root": args.root, "inputs": inputs, "upstream": upstream, "verification": args.verify}
+    with prefect_api():
+        if len(stages) == 1:
+            return FLOWS[stages[0]](config, **parameters)
+        return pipeline(config, stages=list(stages), **parameters)
+
+
+def _show(summaries: Sequence[Mapping[str, Any]], root: str) -> None:
+    """What was made or reused; for a report also its ROUGE table, its lineage and its path."""
+    console = Console()
+    table = Table(title="artifacts", title_justify="left")
+    for column in ("artifact", "", "made in", "path"):
+        table.add_column(column, overflow="fold")
+    for summary in summaries:
+        state = "reused" if summary["reused"] else "made"
+        table.add_row(summary["id"], state, f"{summary['seconds']:.1f} s", summary["path"])
+    console.print(table)
+    for summary in summaries:
+        if summary["id"].startswith("report/"):
+            _show_report(summary["id"], Store(root), console)
+
+
+def _show_report(artifact_id: str, store: Store, console: Console) -> None:
+    record = store.load(artifact_id)
+    results = json.loads(store.read_bytes(record, "results.json"))
+    console.print(terminal([Row.model_validate(row) for row in results["rows"]]))
+    console.print("\nlineage", style="bold")
+    console.print(tree(store, record), highlight=False, markup=False, soft_wrap=True)
+    console.print(f"\n[bold]report[/]  {store.url(record.id, 'report.html')}", highlight=False, soft_wrap=True)
