@@ -3,7 +3,7 @@ import pytest
 from bitlm.artifacts.record import Record
 from bitlm.config import configure
 from bitlm.errors import ConfigError, SourceError
-from bitlm.steps import STAGES, Step, init_records, select, steps
+from bitlm.steps import ROLES, STAGES, Step, init_records, select, steps
 
 
 def _by_key(*assignments: str) -> dict[str, Step]:
@@ -22,6 +22,31 @@ def test_inputs_come_before_their_users_and_keys_are_unique():
         assert {made.key for made in step.inputs.values()} <= seen
         assert step.key not in seen
         seen.add(step.key)
+
+
+def test_the_table_lists_the_roles_of_every_step():
+    """Those of the report are named after what it shows, and cannot be filled by a user."""
+    used: dict[str, set[str]] = {stage: set() for stage in STAGES}
+    for start in ("lm", "null"):
+        for step in steps(configure("tiny", [f"pretrain.init_from={start}"])):
+            used[step.stage] |= set(step.inputs)
+    del used["report"]
+    assert used == {stage.name: set(stage.roles) for stage in STAGES.values() if stage.name != "report"}
+    assert ROLES == ("corpus", "tokenizer", "tokens", "init", "pretrain", "model")
+
+
+def test_a_given_record_takes_the_place_of_the_step_of_its_stage_and_head():
+    identity = {"head": "diffusion"}
+    record = Record.model_construct(id="finetune/x@v1", stage="finetune", identity=identity, fingerprint="0")
+    plain, replaced = steps(configure("tiny")), steps(configure("tiny"), {"model": record})
+    changed = {after.key for before, after in zip(plain, replaced, strict=True) if before.inputs != after.inputs}
+    assert changed == {"evaluate/tiny-diffusion-finetuned", "report/tiny"}
+    by_key = {step.key: step for step in replaced}
+    evaluation = by_key["evaluate/tiny-diffusion-finetuned"]
+    assert evaluation.inputs["model"] is record
+    report = by_key["report/tiny"]
+    assert report.inputs["evaluate:tiny-diffusion-finetuned"] is evaluation
+    assert report.inputs["finetune:diffusion"] is by_key["finetune/tiny-diffusion"]
 
 
 def test_both_heads_are_evaluated_pretrained_and_finetuned_beside_the_lead():
