@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("DO_NOT_TRACK", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+import flows  # noqa: F401  (sets what Ray, Prefect and tokenizers read from the environment when they are imported)
 
+# Ray Train looks at its workers every two seconds, and starts a process that watches for preempted nodes.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+
+import ray
 import torch
 from hypothesis import settings
 
@@ -28,6 +30,17 @@ def samples() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no sample data at {folder}; set BITLM_SAMPLES to a folder that holds it")
     return folder
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> None:
+    """A Ray of this machine. The tests of a process share it; those that need one of their own shut it down first."""
+    if not ray.is_initialized():
+        ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, object_store_memory=10**8)
+
+
+def pytest_sessionfinish() -> None:
+    ray.shutdown()
 
 
 @pytest.fixture

@@ -2,10 +2,15 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from bitlm.artifacts.store import Store
 
 PROJECT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -44,8 +49,6 @@ SETTINGS: dict[str, Any] = {
     "evaluate": {"examples": 8, "num_steps": 2, "bootstrap_samples": 50, "execution": {"cpus_per_actor": 1}},
 }
 
-ONE_HEAD = {"pretrain": {**SETTINGS["pretrain"], "heads": ["diffusion"], "init_from": None}}
-
 STEPS = [
     "corpus/tiny",
     "tokenizer/tiny",
@@ -61,7 +64,17 @@ STEPS = [
     "evaluate/tiny-lm-finetuned",
     "report/tiny",
 ]
-ONE_HEAD_STEPS = [step for step in STEPS if "-lm" not in step]
+
+# One step of each stage. Without them a finished root is made whole again by making just these.
+ONE_OF_EACH = [
+    "corpus/tiny",
+    "tokenizer/tiny",
+    "tokens/tiny",
+    "pretrain/tiny-lm",
+    "finetune/tiny-diffusion",
+    "evaluate/tiny-diffusion-finetuned",
+    "report/tiny",
+]
 
 
 def assignments(settings: dict[str, Any]) -> list[str]:
@@ -77,6 +90,7 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "RAY_"))}
     env |= {"PREFECT_HOME": str(home / "prefect"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
     env |= {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "RAY_USAGE_STATS_ENABLED": "0"}
+    env |= {name: value for name, value in os.environ.items() if name.startswith("RAY_TRAIN_")}
     return env | more
 
 
@@ -88,6 +102,32 @@ def bitlm(
     return subprocess.run(
         command, env=environment(home, **more), capture_output=True, text=True, timeout=500, cwd=home, check=False
     )
+
+
+@contextmanager
+def running(command: list[str], log: Path, **options: Any) -> Iterator[subprocess.Popen]:
+    """A process that prints to ``log``. It and its children are gone after the context."""
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, **options)
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(timeout=15)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def complete(root: str) -> list[str]:
+    """The ids of all artifacts of a root, every byte of which is verified."""
+    store = Store(root)
+    records = store.records()
+    for record in records:
+        store.verify(record)
+    return [record.id for record in records]
 
 
 def _flat(tree: dict[str, Any], prefix: str) -> list[tuple[str, Any]]:

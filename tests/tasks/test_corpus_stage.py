@@ -1,12 +1,10 @@
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 
 from bitlm.artifacts.store import Store
 from bitlm.data.sources import docstrings
@@ -17,12 +15,7 @@ from bitlm.data.summaries.examples import SPLITS, read_examples
 from bitlm.errors import SourceError
 from tests.tasks.data_stages import digests, run_stages
 
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=10**8)
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 @pytest.fixture

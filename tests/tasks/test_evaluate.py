@@ -1,7 +1,7 @@
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 from rich.console import Console
 
@@ -30,6 +29,8 @@ from bitlm.model import BitLMConfig, BitLMForCausalLM
 from bitlm.steps import Step
 from tasks import evaluate
 from tasks.run import Run
+
+pytestmark = pytest.mark.usefixtures("ray_session")
 
 WORDS = [
     "return",
@@ -70,13 +71,6 @@ SETTINGS = [
     "evaluate.execution.cpus_per_actor=1",
     "evaluate.examples=null",
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, object_store_memory=10**8)
-    yield
-    ray.shutdown()
 
 
 @dataclasses.dataclass

@@ -8,12 +8,7 @@ import ray
 from bitlm.errors import SourceError
 from tasks.spread import spread
 
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=10**8)
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 def test_every_argument_once_and_never_more_than_the_limit_drawn() -> None:

@@ -1,7 +1,7 @@
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,9 @@ from bitlm.errors import ArtifactError, SourceError
 from tasks import tokens
 from tests.tasks.data_stages import digests, run_stages
 
+pytestmark = pytest.mark.usefixtures("ray_session")
+
 OWN, LITERAL = "A text of its own.", "<|endoftext|> stays <think>"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=10**8)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

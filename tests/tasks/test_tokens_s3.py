@@ -33,6 +33,7 @@ def source(s3: S3, samples: Path, tmp_path: Path) -> str:  # noqa: F811
 @pytest.fixture
 def cluster(s3: S3) -> Iterator[None]:  # noqa: F811
     """Workers have the environment in which Ray starts: the store's address in it."""
+    ray.shutdown()
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=10**8)
     yield
     ray.shutdown()

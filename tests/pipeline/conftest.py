@@ -1,0 +1,56 @@
+"""One finished root for all tests, made once and copied; and one Prefect server for each test process."""
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from chain import SETTINGS, bitlm
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+
+from flows.server import prefect_api
+
+
+class Finished(NamedTuple):
+    """A root that holds every step of ``SETTINGS``, and what the run that made it said."""
+
+    root: Path
+    summaries: list[dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Finished:
+    """Never written to: tests that change artifacts take ``copy``. The first test process that asks for it makes it,
+    by the command line in a process of its own; the others wait."""
+    base = tmp_path_factory.getbasetemp()
+    home = (base if worker_id == "master" else base.parent) / "finished"
+    home.mkdir(exist_ok=True)
+    output = home / "run.json"
+    with (home / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not output.exists():
+            run = bitlm(home, "run", "--json", "--root", "root", settings=SETTINGS)
+            assert run.returncode == 0, run.stderr[-3000:]
+            output.write_text(run.stdout)
+    return Finished(home / "root", json.loads(output.read_text()))
+
+
+@pytest.fixture
+def copy(finished: Finished, tmp_path: Path) -> Path:
+    return shutil.copytree(finished.root, tmp_path / "copy")
+
+
+@pytest.fixture(scope="session")
+def prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The API of a Prefect server that all tests of this process share; flows in this process use it too."""
+    home = tmp_path_factory.mktemp("prefect")
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        temporary_settings({PREFECT_HOME: home}, restore_defaults={PREFECT_API_URL}),
+    ):
+        patch.setenv("PREFECT_HOME", str(home))  # for the server's process
+        with prefect_api() as url:
+            yield url
