@@ -47,6 +47,11 @@ def test_server_ends_with_its_owner(tmp_path, sent):
 def test_a_configured_server_is_used_and_none_is_started(monkeypatch):
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
+    before = _servers()  # other tests of this process may share one
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}), prefect_api() as url:
         assert url == "http://127.0.0.1:9/api"
-        assert not [c for c in psutil.Process().children(recursive=True) if "flows.server" in " ".join(c.cmdline())]
+        assert _servers() == before
+
+
+def _servers() -> list[psutil.Process]:
+    return [c for c in psutil.Process().children(recursive=True) if "flows.server" in " ".join(c.cmdline())]
