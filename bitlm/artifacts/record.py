@@ -13,8 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import AwareDatetime, Field, ValidationError, field_validator
+from pydantic import AwareDatetime, Field, ValidationError, model_validator
 
+from bitlm.artifacts.ids import Fingerprint, FullId, Name, RelativePath, Stage
 from bitlm.config.stages import Frozen
 from bitlm.errors import ArtifactError, ConfigError
 from bitlm.storage import redact
@@ -30,32 +31,25 @@ _SELF_CHECK = re.compile(rb'"record_sha256": "([0-9a-f]{64})"\n}\n\Z')
 
 
 class FileEntry(Frozen):
-    path: str
+    path: RelativePath
     bytes: int = Field(ge=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
-    @field_validator("path")
-    @classmethod
-    def _inside(cls, path: str) -> str:
-        if any(part in ("", ".", "..") for part in path.split("/")):
-            raise ValueError("leads out of the artifact's folder")
-        return path
-
 
 class InputEntry(Frozen):
-    id: str
-    fingerprint: str
+    id: FullId
+    fingerprint: Fingerprint
 
 
 class Record(Frozen):
     """``artifact.json``. Its last field there, ``record_sha256``, is a check over all the rest of the file's bytes."""
 
     schema_version: int
-    id: str
-    stage: str
-    name: str
+    id: FullId
+    stage: Stage
+    name: Name
     version: int = Field(ge=1)
-    fingerprint: str
+    fingerprint: Fingerprint
     format: int
     identity: dict[str, Any]
     execution: dict[str, Any]
@@ -68,6 +62,12 @@ class Record(Frozen):
     code: dict[str, Any]
     packages: dict[str, str]
     argv: list[str]
+
+    @model_validator(mode="after")
+    def _is_of_its_id(self) -> "Record":
+        if self.id != f"{self.stage}/{self.name}@v{self.version}":
+            raise ValueError(f"its stage, name and version are {self.stage}, {self.name} and {self.version}")
+        return self
 
     @property
     def bytes(self) -> int:
@@ -152,9 +152,10 @@ def decode(data: bytes, artifact_id: str) -> Record:
     try:
         record = Record.model_validate(fields)
     except ValidationError as error:
-        raise ArtifactError(
-            f"{artifact_id}: {RECORD_FILE} is not a record: {error.errors()[0]['loc']} {error.errors()[0]['msg']}"
-        ) from None
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "id"
+        message = first["msg"].removeprefix("Value error, ")
+        raise ArtifactError(f"{artifact_id}: {RECORD_FILE} is not a record: {where}: {message}") from None
     if record.id != artifact_id:
         raise ArtifactError(f"{artifact_id}: {RECORD_FILE} is the record of {record.id}; move it back")
     return record

@@ -5,13 +5,13 @@ import difflib
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 from bitlm import storage
 from bitlm.artifacts import publish
+from bitlm.artifacts.ids import check_fingerprint, check_name, check_stage, is_stage, parse_folder, parse_id
 from bitlm.artifacts.publish import map_in_threads
 from bitlm.artifacts.record import (
     RECORD_FILE,
@@ -32,9 +32,6 @@ from bitlm.artifacts.work import BusyError, Work
 from bitlm.errors import ArtifactError
 from bitlm.storage.requests import translate_errors
 
-_ID = re.compile(r"^(?P<stage>[a-z0-9_-]+)/(?P<name>[A-Za-z0-9._-]+?)(?:@v(?P<version>[1-9][0-9]*))?$")
-_FOLDER = re.compile(r"^(?P<name>.+)@v(?P<version>[1-9][0-9]*)$")
-
 
 class Store:
     """All artifacts below ``root``, a local folder or an fsspec URL. Holds nothing open; cheap to make."""
@@ -43,18 +40,29 @@ class Store:
         self.root = storage.local_path(root) if storage.is_local(root) else root.rstrip("/")
 
     def url(self, artifact_id: str, *parts: str) -> str:
+        """Where an artifact, or a file of it, is or would be. Raises ArtifactError for what would lie elsewhere."""
+        parse_id(artifact_id)
+        if parts and not storage.is_inside("/".join(parts)):
+            raise ArtifactError(f"{artifact_id}: {'/'.join(parts)!r} is not a path inside the artifact's folder")
         return storage.join(self.root, artifact_id, *parts)
 
     def ids(self, stage: str | None = None, name: str | None = None) -> list[str]:
-        """Ids of all version folders, the incomplete too, sorted by stage, name and version."""
-        found = []
-        stages = storage.list_folders(self.root) if stage is None else [stage]
-        for one in (s for s in stages if not s.startswith(".")):
-            for folder in storage.list_folders(self.url(one)):
-                match = _FOLDER.match(folder)
-                if match and name in (None, match["name"]):
-                    found.append((one, match["name"], int(match["version"])))
-        return [f"{one}/{called}@v{version}" for one, called, version in sorted(found)]
+        """Ids of all version folders, the incomplete too, sorted by stage, name and version.
+
+        Raises ArtifactError for what cannot be a stage or a name.
+        """
+        if stage is not None:
+            check_stage(stage)
+        if name is not None:
+            check_name(name)
+        versions = []
+        stages = filter(is_stage, storage.list_folders(self.root)) if stage is None else [stage]
+        for each in stages:
+            for folder in storage.list_folders(storage.join(self.root, each)):
+                parsed = parse_folder(folder)
+                if parsed is not None and name in (None, parsed[0]):
+                    versions.append((each, *parsed))
+        return [f"{each}/{named}@v{version}" for each, named, version in sorted(versions)]
 
     def records(self, stage: str | None = None, name: str | None = None) -> list[Record]:
         """Records of the complete artifacts, sorted by stage, name, version. A damaged record raises ArtifactError."""
@@ -62,16 +70,14 @@ class Store:
 
     def load(self, artifact_id: str) -> Record:
         """``stage/name@vN``, or ``stage/name`` for the newest. An unknown id raises ArtifactError with near ones."""
-        match = _ID.match(artifact_id)
-        if match is None:
-            raise ArtifactError(f"{artifact_id!r} is no artifact id; expected stage/name@vN or stage/name")
-        found = self._read(artifact_id) if match["version"] else self.newest(match["stage"], match["name"])
-        if found is not None:
-            return found
-        known = self.ids()
-        if artifact_id in known:
+        parsed = parse_id(artifact_id)
+        record = self.newest(parsed.stage, parsed.name) if parsed.version is None else self._read(artifact_id)
+        if record is not None:
+            return record
+        ids = self.ids()
+        if artifact_id in ids:
             raise ArtifactError(f"{artifact_id} is incomplete: it has no {RECORD_FILE}; make it again")
-        near = difflib.get_close_matches(artifact_id, known, n=3, cutoff=0.4)
+        near = difflib.get_close_matches(artifact_id, ids, n=3, cutoff=0.4)
         raise ArtifactError(
             f"there is no artifact {artifact_id} in {storage.redact(self.root)}"
             + (f"; near: {', '.join(near)}" if near else "")
@@ -145,7 +151,6 @@ class Store:
     def begin(self, stage: str, name: str, fingerprint: str) -> Work:
         """Take up the work on an artifact, new or left by a run that died. Raises BusyError, an ArtifactError
         that names the process, when another one is at it."""
-        assert _ID.match(f"{stage}/{name}"), f"{stage}/{name}"
         return Work(self._work_folder(stage, name, fingerprint), f"{stage}/{name} ({fingerprint[:8]})")
 
     def discard(self, record: Record) -> None:
@@ -184,6 +189,9 @@ class Store:
         return record
 
     def _work_folder(self, stage: str, name: str, fingerprint: str) -> str:
+        check_stage(stage)
+        check_name(name)
+        check_fingerprint(fingerprint)
         return storage.join(self.root, ".work", stage, f"{name}-{fingerprint[:16]}")
 
     def _read(self, artifact_id: str) -> Record | None:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"  # of values that become part of an artifact's name, and so of a path
 Head = Literal["diffusion", "lm"]
 Denoiser = Literal["direct", "matched_filter", "codebook_prior", "codebook"]
 ContextPath = Literal["norm", "direct"]
@@ -26,9 +27,7 @@ class StageConfig(Frozen):
 class CorpusConfig(StageConfig):
     """Text to pretrain on, and the summarization set."""
 
-    name: str = Field(
-        "docstrings", pattern=r"^[a-z0-9][a-z0-9._-]*$", description="name of the corpus and token artifacts"
-    )
+    name: str = Field("docstrings", pattern=NAME, description="name of the corpus and token artifacts")
     source: str = Field(
         "docstrings", description="docstrings, a path, glob or URL of parquet or jsonl(.gz) files, or hub:OWNER/NAME"
     )
@@ -96,7 +95,7 @@ class HeadConfig(Frozen):
 class ModelConfig(StageConfig):
     """Qwen3 backbone and the head on top of it."""
 
-    scale: str = "0.6b"
+    scale: str = Field("0.6b", pattern=NAME, description="begins the names of what is trained and evaluated")
     hidden_size: int = Field(1024, ge=8)
     num_layers: int = Field(28, ge=1)
     num_heads: int = Field(16, ge=1)

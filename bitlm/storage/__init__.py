@@ -22,7 +22,7 @@ from bitlm.storage.files import (
     write_new,
 )
 from bitlm.storage.requests import redact
-from bitlm.storage.urls import filesystem, is_local, join, local_path
+from bitlm.storage.urls import filesystem, is_inside, is_local, join, local_path
 
 __all__ = [
     "copy",
@@ -31,6 +31,7 @@ __all__ = [
     "exists",
     "filesystem",
     "glob",
+    "is_inside",
     "is_local",
     "join",
     "list_files",

@@ -18,6 +18,11 @@ def join(url: str, *parts: str) -> str:
     return "/".join(([base.removesuffix("/")] if base else []) + [part.strip("/") for part in parts if part])
 
 
+def is_inside(path: str) -> bool:
+    """Whether a relative POSIX path names something below its folder, whatever the folder is."""
+    return "\0" not in path and not any(part in ("", ".", "..") for part in path.split("/"))
+
+
 def is_local(url: str) -> bool:
     return "://" not in url or url.startswith("file://")
 

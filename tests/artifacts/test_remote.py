@@ -90,7 +90,7 @@ def test_work_taken_up_by_another_machine_is_not_committed(s3: S3, monkeypatch: 
     if when == "before the commit":
         assert not any("out" in path for _, path in s3.requests), "the other's files were read in vain"
     assert store.records() == []
-    assert storage.list_files(store.url("corpus")) == []
+    assert storage.list_files(storage.join(store.root, "corpus")) == []
     assert storage.list_files(work.out) == sorted(FILES)
 
 

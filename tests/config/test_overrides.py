@@ -153,3 +153,10 @@ def test_every_listed_key_can_be_set_to_its_own_value(key):
 def test_validate_tells_the_first_mistake_of_json_too():
     with pytest.raises(ConfigError, match=r"pretrain\.stps is unknown"):
         validate({"preset": "tiny", "pretrain": {"stps": 1}})
+
+
+@pytest.mark.parametrize("key", ["model.scale", "corpus.name"])
+@pytest.mark.parametrize("name", ["my/model", "..", "../x", "", ".x", "My", "a b", "a@v1", "x" * 65])
+def test_a_value_that_becomes_part_of_an_artifacts_name_is_a_name(key: str, name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{key} = .*: String should match pattern"):
+        configure("tiny", [f'{key}="{name}"'])

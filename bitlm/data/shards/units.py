@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import Field
+
 from bitlm import storage
+from bitlm.artifacts.ids import RelativePath
 from bitlm.artifacts.record import FileEntry, Record
 from bitlm.config.stages import Frozen
 from bitlm.data.shards.engine import Engine
@@ -53,8 +56,8 @@ class ShardEntry(FileEntry):
     tokens: int
     filling: int
     text_bytes: int
-    docs: str
-    unit: int
+    docs: RelativePath
+    unit: int = Field(ge=0)
 
 
 class UnitRecord(Frozen):
