@@ -1,4 +1,4 @@
-"""The whole pipeline's configuration: a preset, and overrides on top of it, with one clear line for each mistake."""
+"""The whole pipeline's configuration: a preset with overrides. A mistake ends in one line that names the key."""
 
 import difflib
 import json
@@ -11,23 +11,23 @@ from bitlm.config.presets import PRESETS
 from bitlm.config.sections import Sections
 from bitlm.errors import ConfigError
 
-Preset = Literal["tiny", "tiny-article", "0.6b", "1.7b", "4b", "8b"]
+Preset = Literal[*PRESETS]
 
 
 class PipelineConfig(Sections):
-    """``PipelineConfig.model_validate({"preset": "4b", "pretrain": {"steps": 10}})``: the preset, one value changed."""
+    """A preset with some values changed, for example ``{"preset": "4b", "pretrain": {"steps": 10}}``."""
 
     preset: Preset = "tiny"
 
     @model_validator(mode="before")
     @classmethod
-    def _over_preset(cls, given: Any) -> Any:
-        if not isinstance(given, Mapping):
-            return given
-        preset = given.get("preset", "tiny")
+    def _add_preset(cls, overrides: Any) -> Any:
+        if not isinstance(overrides, Mapping):
+            return overrides
+        preset = overrides.get("preset", "tiny")
         if preset not in PRESETS:
             raise ValueError(f"preset = {preset!r} is unknown; presets: {', '.join(PRESETS)}")
-        return _merge(PRESETS[preset]().model_dump(), given)
+        return _merge(PRESETS[preset]().model_dump(), overrides)
 
 
 def configure(preset: str = "tiny", assignments: Iterable[str] = ()) -> PipelineConfig:
@@ -47,24 +47,24 @@ def configure(preset: str = "tiny", assignments: Iterable[str] = ()) -> Pipeline
     return validate(overrides)
 
 
-def validate(given: Mapping[str, Any]) -> PipelineConfig:
-    """``PipelineConfig.model_validate`` with the first mistake told as a ConfigError."""
+def validate(overrides: Mapping[str, Any]) -> PipelineConfig:
+    """``PipelineConfig.model_validate`` that raises ConfigError for the first mistake."""
     try:
-        return PipelineConfig.model_validate(given)
+        return PipelineConfig.model_validate(overrides)
     except ValidationError as error:
         raise ConfigError(_one_line(error)) from None
 
 
 def keys(model: type[BaseModel] = PipelineConfig, prefix: str = "") -> list[str]:
     """Every dotted key that ``--set`` accepts."""
-    found = []
+    dotted = []
     for name, field in model.model_fields.items():
         nested = field.annotation
         if isinstance(nested, type) and issubclass(nested, BaseModel):
-            found += keys(nested, f"{prefix}{name}.")
+            dotted += keys(nested, f"{prefix}{name}.")
         else:
-            found.append(prefix + name)
-    return found
+            dotted.append(prefix + name)
+    return dotted
 
 
 def _value(text: str) -> Any:
@@ -83,9 +83,9 @@ def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[leaf] = value
 
 
-def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(base: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
-    for key, value in over.items():
+    for key, value in overrides.items():
         value = value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value
         nested = isinstance(value, Mapping) and isinstance(merged.get(key), dict)
         merged[key] = _merge(merged[key], value) if nested else value
@@ -101,10 +101,13 @@ def _one_line(error: ValidationError) -> str:
     return f"{key} = {json.dumps(first['input'], default=str)}: {message}" if key else message
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """``; the nearest valid one is …``, or nothing where none is near."""
-    known = list(known)
+def nearest(word: str, valid: Iterable[str]) -> str:
+    """``; the nearest valid one is …`` for an error message, or "" if none is similar.
+
+    Among dotted keys, those with the same last part come before all others.
+    """
+    valid = list(valid)
     leaf = word.rsplit(".", 1)[-1]
-    same_leaf = [k for k in known if k.rsplit(".", 1)[-1] == leaf]
-    found = difflib.get_close_matches(word, same_leaf or known, n=1, cutoff=0.3)
-    return f"; the nearest valid one is {found[0]}" if found else ""
+    same_leaf = [key for key in valid if key.rsplit(".", 1)[-1] == leaf]
+    matches = difflib.get_close_matches(word, same_leaf or valid, n=1, cutoff=0.3)
+    return f"; the nearest valid one is {matches[0]}" if matches else ""

@@ -1,6 +1,6 @@
-"""A scale is a function that returns the sections of a configuration.
+"""The presets: functions that return the whole configuration of a pipeline.
 
-Sizes are Qwen3's, settings the article's and BitDance's.
+The scales ``0.6b`` to ``8b`` have Qwen3's shapes and the settings of the article and of BitDance.
 """
 
 from collections.abc import Callable
@@ -21,18 +21,19 @@ from bitlm.config.stages import (
 
 
 def tiny() -> Sections:
-    """The English text already on the machine, two CPU cores, minutes.
+    """The English text already on the machine; minutes on two CPU cores.
 
-    Not the article's choices but those with which a small diffusion head learns most in the same time: the codebook,
-    uniform noise levels of every slot's own, and the LM head's backbone, which is trained anyway, as the start.
+    Instead of the article's choices, it has those with which a small diffusion head learns most in the same time: the
+    codebook, a uniform noise level of its own for every slot, and the backbone of the LM head as the start.
     """
     diffusion = DiffusionConfig(loss="token", t_distribution="uniform", slot_noise=1)
     return _tiny({"denoiser": "codebook"}, diffusion, init_from="lm", stagger=0.5)
 
 
 def tiny_article() -> Sections:
-    """``tiny`` with the article's and BitDance's choices: the direct denoiser, told of C by adaptive norms alone, and
-    the velocity loss, from untrained weights."""
+    """``tiny`` with the choices of the article and of BitDance: the direct denoiser, to which C comes through adaptive
+    norms alone, the velocity loss, and random start weights.
+    """
     return _tiny({}, DiffusionConfig(), init_from=None, stagger=0.0)
 
 
@@ -60,7 +61,7 @@ def _tiny(head: dict[str, str], diffusion: DiffusionConfig, *, init_from: str | 
         prompt=PromptConfig(max_prompt_tokens=128, max_summary_tokens=24),
         pretrain=PretrainConfig(
             sequence_length=256,
-            # One window over the whole corpus: a short training must not see its first packages only.
+            # One window holds the whole corpus, so that a short training does not see its first packages only.
             window_shards=16,
             batch_size=8,
             steps=300,
@@ -77,10 +78,8 @@ def _tiny(head: dict[str, str], diffusion: DiffusionConfig, *, init_from: str | 
     )
 
 
-def _qwen3(
-    scale: str, *, hidden: int, layers: int, heads: int, ffn: int, tied: bool, lr: float, workers: int
-) -> Sections:
-    """FineWeb, the Qwen3 tokenizer and XSum, at one of Qwen3's published sizes."""
+def _qwen3(model: ModelConfig, *, learning_rate: float, workers: int) -> Sections:
+    """FineWeb, the Qwen3 tokenizer and XSum, for a model of one of Qwen3's published shapes."""
     gpus = {
         "num_workers": workers,
         "use_gpu": True,
@@ -97,20 +96,11 @@ def _qwen3(
             summaries="hub:EdinburghNLP/xsum",
         ),
         tokenizer=TokenizerConfig(source="hub:Qwen/Qwen3-0.6B"),
-        model=ModelConfig(
-            scale=scale,
-            hidden_size=hidden,
-            num_layers=layers,
-            num_heads=heads,
-            num_kv_heads=8,
-            head_dim=128,
-            ffn_size=ffn,
-            tie_embeddings=tied,
-        ),
+        model=model,
         pretrain=PretrainConfig(
             steps=20_000,
             batch_size=256,
-            learning_rate=lr,
+            learning_rate=learning_rate,
             warmup_steps=1000,
             precision="bfloat16",
             validate_every=1000,
@@ -120,7 +110,7 @@ def _qwen3(
         finetune=FinetuneConfig(
             steps=6400,
             batch_size=64,
-            learning_rate=lr / 10,
+            learning_rate=learning_rate / 10,
             warmup_steps=200,
             precision="bfloat16",
             validate_every=500,
@@ -134,19 +124,38 @@ def _qwen3(
 
 
 def scale_0_6b() -> Sections:
-    return _qwen3("0.6b", hidden=1024, layers=28, heads=16, ffn=3072, tied=True, lr=6e-4, workers=8)
+    model = ModelConfig(
+        scale="0.6b", hidden_size=1024, num_layers=28, num_heads=16, num_kv_heads=8, head_dim=128, ffn_size=3072
+    )
+    return _qwen3(model, learning_rate=6e-4, workers=8)
 
 
 def scale_1_7b() -> Sections:
-    return _qwen3("1.7b", hidden=2048, layers=28, heads=16, ffn=6144, tied=True, lr=4e-4, workers=8)
+    model = ModelConfig(
+        scale="1.7b", hidden_size=2048, num_layers=28, num_heads=16, num_kv_heads=8, head_dim=128, ffn_size=6144
+    )
+    return _qwen3(model, learning_rate=4e-4, workers=8)
 
 
 def scale_4b() -> Sections:
-    return _qwen3("4b", hidden=2560, layers=36, heads=32, ffn=9728, tied=True, lr=3e-4, workers=16)
+    model = ModelConfig(
+        scale="4b", hidden_size=2560, num_layers=36, num_heads=32, num_kv_heads=8, head_dim=128, ffn_size=9728
+    )
+    return _qwen3(model, learning_rate=3e-4, workers=16)
 
 
 def scale_8b() -> Sections:
-    return _qwen3("8b", hidden=4096, layers=36, heads=32, ffn=12288, tied=False, lr=2e-4, workers=32)
+    model = ModelConfig(
+        scale="8b",
+        hidden_size=4096,
+        num_layers=36,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        ffn_size=12288,
+        tie_embeddings=False,
+    )
+    return _qwen3(model, learning_rate=2e-4, workers=32)
 
 
 PRESETS: dict[str, Callable[[], Sections]] = {

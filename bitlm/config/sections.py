@@ -1,4 +1,9 @@
-"""The configuration of a whole pipeline, and which of its values cannot go together."""
+"""The configuration of a whole pipeline, and the checks of values that must go together.
+
+A value that is wrong by itself is refused by its own model in ``stages.py``.
+"""
+
+from collections.abc import Callable, Iterator
 
 from pydantic import model_validator
 
@@ -13,10 +18,13 @@ from bitlm.config.stages import (
     ReportConfig,
     TokenizerConfig,
     TokensConfig,
+    TrainConfig,
 )
 
 
 class Sections(Frozen):
+    """One section for each stage, and ``model`` and ``prompt``, which several stages use."""
+
     corpus: CorpusConfig = CorpusConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     tokens: TokensConfig = TokensConfig()
@@ -28,39 +36,80 @@ class Sections(Frozen):
     report: ReportConfig = ReportConfig()
 
     @model_validator(mode="after")
-    def _possible(self) -> "Sections":
-        m, heads, kv_heads = self.model.block_size, self.model.num_heads, self.model.num_kv_heads
-        length, summary = self.pretrain.sequence_length, self.prompt.max_summary_tokens
-        if length % m:
-            raise ValueError(f"model.block_size = {m} does not divide pretrain.sequence_length = {length}")
-        if length % 8:
-            raise ValueError(
-                f"pretrain.sequence_length = {length} is not a multiple of 8, the tokens of one packed code"
-            )
-        if summary % m:
-            raise ValueError(f"model.block_size = {m} does not divide prompt.max_summary_tokens = {summary}")
-        if heads % kv_heads:
-            raise ValueError(f"model.num_kv_heads = {kv_heads} does not divide model.num_heads = {heads}")
-        self._possible_head()
-        bits, vocab = self.tokenizer.num_bits, self.tokenizer.vocab_size
-        if self.tokenizer.source == "train" and bits is not None and 2**bits < vocab:
-            least = (vocab - 1).bit_length()
-            raise ValueError(
-                f"tokenizer.num_bits = {bits} is too small for tokenizer.vocab_size = {vocab}: at least {least} are "
-                "needed"
-            )
-        for key, stage in (("pretrain", self.pretrain), ("finetune", self.finetune)):
-            workers, batch = stage.execution.num_workers, stage.batch_size
-            if batch % workers:
-                raise ValueError(f"{key}.execution.num_workers = {workers} does not divide {key}.batch_size = {batch}")
+    def _check_combinations(self) -> "Sections":
+        for check in CHECKS:
+            check(self)
         return self
 
-    def _possible_head(self) -> None:
-        head = self.model.head
-        head.check(self.model.hidden_size, "model.head.")
-        for key, stage in (("pretrain", self.pretrain), ("finetune", self.finetune)):
-            if stage.diffusion.loss == "token" and head.denoiser != "codebook":
-                raise ValueError(
-                    f"{key}.diffusion.loss = token needs model.head.denoiser = codebook; {head.denoiser} does not tell "
-                    "the probabilities of tokens"
-                )
+
+def _sequence_is_whole_blocks(config: Sections) -> None:
+    m, length = config.model.block_size, config.pretrain.sequence_length
+    if length % m:
+        raise ValueError(f"model.block_size = {m} does not divide pretrain.sequence_length = {length}")
+
+
+def _sequence_is_whole_packed_codes(config: Sections) -> None:
+    length = config.pretrain.sequence_length
+    if length % 8:
+        raise ValueError(f"pretrain.sequence_length = {length} is not a multiple of 8, the tokens of one packed code")
+
+
+def _summary_is_whole_blocks(config: Sections) -> None:
+    m, length = config.model.block_size, config.prompt.max_summary_tokens
+    if length % m:
+        raise ValueError(f"model.block_size = {m} does not divide prompt.max_summary_tokens = {length}")
+
+
+def _key_value_heads_divide_heads(config: Sections) -> None:
+    heads, kv_heads = config.model.num_heads, config.model.num_kv_heads
+    if heads % kv_heads:
+        raise ValueError(f"model.num_kv_heads = {kv_heads} does not divide model.num_heads = {heads}")
+
+
+def _head_fits_backbone(config: Sections) -> None:
+    config.model.head.check(config.model.hidden_size, "model.head.")
+
+
+def _token_loss_has_codebook(config: Sections) -> None:
+    denoiser = config.model.head.denoiser
+    for key, stage in _trainings(config):
+        if stage.diffusion.loss == "token" and denoiser != "codebook":
+            raise ValueError(
+                f"{key}.diffusion.loss = token needs model.head.denoiser = codebook; {denoiser} does not tell the "
+                "probabilities of tokens"
+            )
+
+
+def _bits_cover_vocabulary(config: Sections) -> None:
+    bits, vocab_size = config.tokenizer.num_bits, config.tokenizer.vocab_size
+    if config.tokenizer.source == "train" and bits is not None and 2**bits < vocab_size:
+        least = (vocab_size - 1).bit_length()
+        raise ValueError(
+            f"tokenizer.num_bits = {bits} is too small for tokenizer.vocab_size = {vocab_size}: at least {least} are "
+            "needed"
+        )
+
+
+def _workers_divide_batch(config: Sections) -> None:
+    for key, stage in _trainings(config):
+        workers, batch = stage.execution.num_workers, stage.batch_size
+        if batch % workers:
+            raise ValueError(f"{key}.execution.num_workers = {workers} does not divide {key}.batch_size = {batch}")
+
+
+def _trainings(config: Sections) -> Iterator[tuple[str, TrainConfig]]:
+    yield "pretrain", config.pretrain
+    yield "finetune", config.finetune
+
+
+CHECKS: tuple[Callable[[Sections], None], ...] = (
+    _sequence_is_whole_blocks,
+    _sequence_is_whole_packed_codes,
+    _summary_is_whole_blocks,
+    _key_value_heads_divide_heads,
+    _head_fits_backbone,
+    _token_loss_has_codebook,
+    _bits_cover_vocabulary,
+    _workers_divide_batch,
+)
+"""Each raises ValueError, in a message that names the keys, or accepts the configuration."""

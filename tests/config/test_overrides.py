@@ -58,6 +58,8 @@ def test_the_article_settings_are_the_defaults(preset):
         ("evaluate.guidance_scale=-1", "evaluate.guidance_scale = -1: Input should be greater than or equal to 0"),
         ("pretrain.learning_rate=NaN", "pretrain.learning_rate = NaN: Input should be a finite number"),
         ("model.block_size=3", "model.block_size = 3 does not divide pretrain.sequence_length = 256"),
+        ("pretrain.sequence_length=252", "pretrain.sequence_length = 252 is not a multiple of 8"),
+        ("prompt.max_summary_tokens=22", "model.block_size = 4 does not divide prompt.max_summary_tokens = 22"),
         ("tokenizer.num_bits=3", "tokenizer.num_bits = 3 is too small for tokenizer.vocab_size"),
         ("model.num_kv_heads=4", "model.num_kv_heads = 4 does not divide model.num_heads"),
         ("model.head.head_dim=100", "model.head.head_dim = 100 does not divide the head's width"),
