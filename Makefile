@@ -1,4 +1,4 @@
-# make install | run | test | lint. ARGS are handed on: make run ARGS="--set pretrain.steps=100"
+# make install | run | test | lint | clean. ARGS are passed on: make run ARGS="--set pretrain.steps=100"
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
@@ -30,5 +30,7 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(PIP) --editable ".[dev]"
 	touch $@
 
+# What make, pip and the tools have left in this folder. Artifacts stay: they can be days of work.
 clean:
-	rm -rf $(VENV) artifacts
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find bitlm tasks flows tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
