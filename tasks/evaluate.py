@@ -1,7 +1,7 @@
-"""The evaluate stage: texts from one system (the lead baseline, or a model over Ray Data), then their ROUGE.
+"""The evaluate stage: texts from one system (the lead baseline, or a model on Ray Data actors), then their ROUGE.
 
-Each batch of predictions is a file of its own in the scratch folder as soon as it is there, so that a run that was
-killed goes on with the batches that are missing.
+Each finished batch of predictions is a file in the scratch folder, so that after a kill the next run continues with the
+batches that are missing.
 """
 
 import json
@@ -79,11 +79,11 @@ def _generate(step: Step, run: Run, parts: str, examples: Sequence[Example]) -> 
 
 
 def _tokenizer(run: Run, model: Record, tokenizer: Record) -> TextTokenizer:
-    """The tokenizer artifact's, which must be the model's own."""
-    found = load_tokenizer(run.store, tokenizer)
-    if json.loads(run.store.read_bytes(model, "model/tokenizer_info.json"))["sha256"] != found.info.sha256:
+    """Raises ArtifactError if it is not the tokenizer that the model was trained with."""
+    loaded = load_tokenizer(run.store, tokenizer)
+    if json.loads(run.store.read_bytes(model, "model/tokenizer_info.json"))["sha256"] != loaded.info.sha256:
         raise ArtifactError(f"{model.id} was not trained with {tokenizer.id}: give the tokenizer it was made from")
-    return found
+    return loaded
 
 
 def _item(rows: list[int], prompts: Sequence[list[int]], examples: Sequence[Example]) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def _item(rows: list[int], prompts: Sequence[list[int]], examples: Sequence[Exam
 
 
 class _Worker:
-    """An actor of Ray Data: holds the model, writes a part for each batch and answers with the number of its rows."""
+    """An actor of Ray Data: holds the model, writes a file for each batch and returns the number of its rows."""
 
     def __init__(self, root: str, model_id: str, parts: str, max_new_tokens: int, settings: EvaluateConfig) -> None:
         self._root, self._model_id, self._parts = root, model_id, parts
@@ -104,20 +104,20 @@ class _Worker:
 
     @cached_property
     def _predictor(self) -> Predictor:
-        """Loaded with the first batch: of a fault in an actor's constructor Ray keeps only the text."""
+        """Loaded with the first batch, because Ray reduces an exception in an actor's constructor to its text."""
         torch.set_num_threads(self._settings.execution.cpus_per_actor)
         return Predictor(self._root, self._model_id, "cuda" if self._settings.execution.use_gpu else "cpu")
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """A fault of ours is an answer too: as an exception it would come back as a text of Ray's."""
+        """A BitLMError is returned as a row, because Ray would reduce an exception to its text."""
         items = block.to_pylist()
         try:
             for item in items:
                 self._write(item)
-        except BitLMError as fault:
-            kind = next(base.__name__ for base in type(fault).__mro__ if base.__module__ == errors.__name__)
-            return pa.table({"count": [0], "kind": [kind], "fault": [str(fault)]})
-        return pa.table({"count": [sum(len(item["rows"]) for item in items)], "kind": [""], "fault": [""]})
+        except BitLMError as error:
+            name = next(base.__name__ for base in type(error).__mro__ if base.__module__ == errors.__name__)
+            return pa.table({"count": [0], "error_type": [name], "error": [str(error)]})
+        return pa.table({"count": [sum(len(item["rows"]) for item in items)], "error_type": [""], "error": [""]})
 
     def _write(self, item: dict[str, Any]) -> None:
         texts, output = self._predictor.texts(item["rows"], item["prompts"], self._max_new_tokens, self._settings)
@@ -127,9 +127,9 @@ class _Worker:
 
 
 def _counts(run: Run, parts: str, model: Record, items: list[dict[str, Any]]) -> Iterator[int]:
-    """Have all items predicted by a pool of actors; yields the number of rows of each batch as it is done.
+    """Predict all items with a pool of actors. Yields the number of rows of each batch when it is finished.
 
-    A lost actor is replaced and its batch done again. A fault of ours in an actor is raised as it was.
+    A lost actor is replaced and its batch repeated. A BitLMError in an actor is raised here with its own type.
     """
     settings = run.config.evaluate
     _quiet()
@@ -143,14 +143,14 @@ def _counts(run: Run, parts: str, model: Record, items: list[dict[str, Any]]) ->
         num_gpus=1 if settings.execution.use_gpu else None,
     )
     for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        for answer in block.to_pylist():
-            if answer["fault"]:
-                raise getattr(errors, answer["kind"])(answer["fault"])
-            yield answer["count"]
+        for row in block.to_pylist():
+            if row["error"]:
+                raise getattr(errors, row["error_type"])(row["error"])
+            yield row["count"]
 
 
 def _actor_cpus(settings: EvaluateConfig) -> float:
-    """CPUs of an actor. A pool that takes every CPU never finishes, so one stays free, or half of the only one."""
+    """CPUs of an actor. A pool that takes all CPUs never finishes, so one stays free, or half of a single one."""
     total = ray.cluster_resources().get("CPU", 1.0)
     return min(settings.execution.cpus_per_actor, max(total - 1, total / 2))
 

@@ -1,4 +1,4 @@
-"""Progress of a stage: one line on the terminal, one progress artifact in Prefect where a run records there."""
+"""Progress of a stage: one line on the terminal and, in a Prefect task run, one progress artifact."""
 
 import time
 from uuid import UUID
@@ -12,7 +12,7 @@ PLAIN_SECONDS = 10.0
 
 
 class Progress:
-    """``update`` may be called at will: it shows at most twice a second (every ten seconds in a plain log)."""
+    """``update`` may be called often: it prints at most twice a second, and in a plain log every ten seconds."""
 
     def __init__(self, title: str, console: Console) -> None:
         self._title = title
@@ -23,7 +23,7 @@ class Progress:
         self._artifact: UUID | None = None
 
     def update(self, fraction: float, text: str) -> None:
-        """``fraction`` of the stage in [0, 1] and what it is at."""
+        """``fraction``: the part of the stage that is done, in [0, 1]; ``text``: figures to show beside it."""
         now = time.monotonic()
         if now - self._shown >= self._interval:
             self._shown = now

@@ -1,11 +1,11 @@
-"""The Ray session of a run: joined where RAY_ADDRESS names a cluster, else started here, and then stopped as well."""
+"""The Ray session of a run: that of the cluster that RAY_ADDRESS names, else one of its own on this machine."""
 
 import logging
 import os
 
 import ray
 
-# Enough for the small objects that stages pass around; their data goes through files.
+# Enough for the small objects that tasks exchange; their data goes through files.
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
 
 
@@ -14,7 +14,7 @@ class RaySession:
         self._started = False
 
     def start(self) -> None:
-        """Make ``ray`` usable. Does nothing where a session is already open."""
+        """Connect to Ray, or start it. Does nothing if a session is open already."""
         if ray.is_initialized():
             return
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -27,7 +27,7 @@ class RaySession:
         self._started = True
 
     def close(self) -> None:
-        """Leave the cluster, or stop the one that ``start`` started."""
+        """Disconnect from the cluster, or stop the one that ``start`` started."""
         if self._started and ray.is_initialized():
             ray.shutdown()
         self._started = False

@@ -1,4 +1,4 @@
-"""One way to spread work over Ray: plain tasks, a bounded number of them in flight, results as they come."""
+"""Ray tasks over many arguments: a bounded number in flight, results in the order in which they end."""
 
 from collections.abc import Callable, Iterable
 from itertools import islice
@@ -8,12 +8,12 @@ import ray
 from ray.exceptions import RayTaskError
 from ray.remote_function import RemoteFunction
 
-DRAIN_SECONDS = 60.0  # for what still runs when something has failed
-RETRIES = 5  # for tasks whose worker was lost; an exception of the task itself is not retried
+DRAIN_SECONDS = 60.0  # for tasks that still run when one has failed
+RETRIES = 5  # of a task whose worker was lost; an exception of the task itself is not retried
 
 
 def in_flight(num_workers: int | None) -> int:
-    """Tasks at once: as configured, or one for each CPU of the cluster."""
+    """How many tasks run at once: as configured, or one for each CPU of the cluster."""
     return num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
@@ -21,11 +21,12 @@ def spread(
     function: RemoteFunction, arguments: Iterable[tuple], limit: int, finished: Callable[[int, Any], None]
 ) -> None:
     """Call ``function.remote(*argument)`` for every argument, at most ``limit`` at a time, and
-    ``finished(index, result)`` in the order in which they end. ``arguments`` is drawn from only as there is room.
+    ``finished(index, result)`` in the order in which they end. An argument is taken only when its task can start.
 
-    After an exception nothing more is started, what runs is awaited, and the exception is raised, a task's own as it
-    was; after an interrupt nothing is awaited, and the end of the Ray session ends the tasks. They are not cancelled:
-    ``ray.cancel`` (2.60) aborts the whole driver where the task's reply is on its way.
+    After an exception no more tasks are started, those that run are awaited, and the exception is raised; that of a
+    task is raised as the task raised it. After an interrupt nothing is awaited: the end of the Ray session ends the
+    tasks. They are not cancelled, because ``ray.cancel`` (2.60) aborts the driver if the reply of the task is on its
+    way.
     """
     todo = enumerate(arguments)
     pending: dict[ray.ObjectRef, int] = {}

@@ -31,7 +31,7 @@ class PipelineConfig(Sections):
 
 
 def configure(preset: str = "tiny", assignments: Iterable[str] = ()) -> PipelineConfig:
-    """Apply ``stage.key=value`` assignments to a preset. Values are read as JSON where they are JSON, else as text.
+    """Apply ``stage.key=value`` assignments to a preset. A value that is valid JSON is read as JSON, any other as text.
 
     Raises ConfigError, in one line that names the key, for an unknown key (with the nearest valid one), a wrong type or
     an impossible combination.

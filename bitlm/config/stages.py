@@ -1,5 +1,8 @@
-"""One frozen model per part of the pipeline. What is computed stands at the top level of each (its *identity*);
-where and how fast stands under ``execution`` and never enters a fingerprint."""
+"""One frozen model for each part of the pipeline.
+
+The settings at its top level say what is computed: its *identity*, which enters fingerprints. Those under
+``execution`` say where and how fast, and never enter one.
+"""
 
 from typing import Any, Literal
 
@@ -124,7 +127,7 @@ class DiffusionConfig(Frozen):
 
     loss: Loss = "velocity"
     t_distribution: NoiseLevels = "logit_normal"
-    t_mean: float = Field(0.8, description="mean of logit(t), where that is normal")
+    t_mean: float = Field(0.8, description="mean of logit(t) if t is logit-normal")
     t_std: float = Field(0.8, gt=0)
     t_min: float = Field(0.05, gt=0, lt=1, description="floor of t in the velocity loss")
     noise_draws: int = Field(1, ge=1, description="noise draws per backbone state")

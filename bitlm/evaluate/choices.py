@@ -1,4 +1,4 @@
-"""Which of the options that the article leaves open, or decides, a diffusion head was made with."""
+"""Whether a diffusion head was trained and used with the settings of the article and of BitDance, or with others."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,26 +7,34 @@ from bitlm.artifacts.record import Record
 from bitlm.config import DiffusionConfig, EvaluateConfig, HeadConfig, ModelConfig, TrainConfig
 
 ARTICLE, OURS = "article", "ours"
-_HEAD = ("denoiser", "context_path")
-_SAMPLER = ("num_steps", "guidance_scale", "guidance_form", "time_grid", "stagger", "void", "commit_threshold")
+COMPARED_HEAD_KEYS = ("denoiser", "context_path")
+COMPARED_SAMPLER_KEYS = (
+    "num_steps",
+    "guidance_scale",
+    "guidance_form",
+    "time_grid",
+    "stagger",
+    "void",
+    "commit_threshold",
+)
 
 
 def departures(record: Record) -> list[str]:
     """Settings of a pretrain, finetune or evaluate record that are not the article's or BitDance's, in words."""
     theirs, used = _defaults(record.stage), _used(record)
     changed = [key for key in theirs if used.get(key, theirs[key]) != theirs[key]]
-    found = [f"{key} = {used[key]} (there {theirs[key]})" for key in changed]
+    described = [f"{key} = {used[key]} (there {theirs[key]})" for key in changed]
     if "init" in record.inputs:
-        found.append(f"backbone of {record.inputs['init'].id} (there fresh)")
+        described.append(f"backbone of {record.inputs['init'].id} (there fresh)")
     elif "init" in record.identity:
-        found.append("backbone of a ready checkpoint (there fresh)")
-    return found
+        described.append("backbone of a ready checkpoint (there fresh)")
+    return described
 
 
 def of_system(evaluation: Record, by_id: Mapping[str, Record]) -> str | None:
-    """``article`` or ``ours`` for what an evaluate record scored; None where the diffusion head has no part in it.
+    """``article`` or ``ours`` for the model that an evaluate record scored; None for the lead and for LM heads.
 
-    ``by_id`` holds the record's ancestors.
+    ``by_id`` holds the ancestors of the record.
     """
     if evaluation.identity.get("head") != "diffusion":
         return None
@@ -38,20 +46,20 @@ def of_system(evaluation: Record, by_id: Mapping[str, Record]) -> str | None:
 
 def note(record: Record) -> str:
     """A sentence on a diffusion head's pretraining."""
-    found = departures(record)
-    whose = "the choices of the article and BitDance"
-    if found:
-        return f"The diffusion head {record.id} departs from {whose}: {', '.join(found)}."
-    return f"The diffusion head {record.id} is trained with {whose}."
+    different = departures(record)
+    choices = "the choices of the article and BitDance"
+    if different:
+        return f"The diffusion head {record.id} departs from {choices}: {', '.join(different)}."
+    return f"The diffusion head {record.id} is trained with {choices}."
 
 
 def _defaults(stage: str) -> dict[str, Any]:
     if stage == "evaluate":
-        return EvaluateConfig().model_dump(mode="json", include=set(_SAMPLER))
+        return EvaluateConfig().model_dump(mode="json", include=set(COMPARED_SAMPLER_KEYS))
     training = {**DiffusionConfig().model_dump(mode="json"), "optimizer": TrainConfig().optimizer}
     if stage == "finetune":
         return training
-    head = HeadConfig().model_dump(mode="json", include=set(_HEAD))
+    head = HeadConfig().model_dump(mode="json", include=set(COMPARED_HEAD_KEYS))
     return {**training, **head, "slot_embedding": ModelConfig().slot_embedding}
 
 

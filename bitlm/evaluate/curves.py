@@ -24,9 +24,9 @@ class Series:
 
 
 def line_chart(series: Sequence[Series], *, title: str, x_label: str, y_label: str, width: int = WIDE) -> Markup:
-    """One chart with axes and grid; the legend is the page's. Empty series are left out; "" where nothing is left.
+    """One chart with axes and grid, without a legend. Empty series are left out; "" if all are empty.
 
-    A series of more than ``MOST_POINTS`` points is shown by the means of equal runs of it.
+    A series of more than ``MOST_POINTS`` points is drawn as the means of equal runs of its points.
     """
     drawn = [Series(s.label, thin(s.points), s.style) for s in series if s.points]
     if not drawn:
@@ -109,6 +109,6 @@ def _line(scale: _Scale, series: Series) -> list[str]:
     parts = [f'<path class="line s{series.style}" d="{path}"/>']
     if len(spots) <= MOST_MARKERS:
         for (x, y), (step, value) in zip(spots, series.points, strict=True):
-            told = escape(f"{series.label}: {value:.3f} at {number(round(step))}")
-            parts.append(f'<circle class="dot s{series.style}" cx="{x}" cy="{y}" r="3"><title>{told}</title></circle>')
+            title = escape(f"{series.label}: {value:.3f} at {number(round(step))}")
+            parts.append(f'<circle class="dot s{series.style}" cx="{x}" cy="{y}" r="3"><title>{title}</title></circle>')
     return parts

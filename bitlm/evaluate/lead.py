@@ -1,6 +1,6 @@
-"""The lead baseline: the first sentences of the document (XSum's LEAD takes one), and the splitter it stands on.
+"""The lead baseline: the first sentences of a document (XSum's LEAD takes one), and the sentence splitter that it uses.
 
-The splitter is a stated rule, not a model, so that it needs no download:
+The splitter is a rule and not a model, so that it needs no download:
 
 - a blank line ends a sentence. So does every line break of a text that has a line of over ``WRAPPED`` characters (web
   text, where a line is a paragraph or a headline); in a text wrapped at shorter lines a line break is a space;
@@ -40,7 +40,7 @@ def sentences(text: str) -> list[str]:
 
 
 def lead(document: str, count: int = 1) -> str:
-    """The first ``count`` sentences of a document, joined by a space (fewer where it has fewer)."""
+    """The first ``count`` sentences of a document, joined by a space; all if it has fewer."""
     return " ".join(sentences(document)[:count])
 
 

@@ -1,7 +1,7 @@
 """From examples to predicted texts: a model loaded once, batches that finish in any order, one file in row order.
 
-The noise of an example depends on its row in the split alone, so neither the order nor the size of the batches nor the
-number of workers changes a text.
+The noise of an example depends only on its row in the split, so that neither the order nor the size of the batches nor
+the number of workers changes a text.
 """
 
 import io
@@ -27,7 +27,7 @@ SCHEMA = pa.schema(
         pa.field("text", pa.string(), nullable=False),
         pa.field("reference", pa.string(), nullable=False),
         pa.field("steps", pa.int32(), nullable=False),  # calls of the output head
-        pa.field("saved", pa.int32()),  # calls that adaptive commitment spared; null for a system without a model
+        pa.field("saved", pa.int32()),  # calls that adaptive commitment saved; null for a system without a model
     ]
 )
 Prediction = dict[str, Any]
@@ -35,10 +35,10 @@ Prediction = dict[str, Any]
 
 
 def load_model(root: str, model: str) -> tuple[BitLMForCausalLM, TextTokenizer]:
-    """A trained model, ready to generate, and its tokenizer: from the id of an artifact below ``root``, or from a local
-    folder that holds both.
+    """A trained model, ready to generate, and its tokenizer. ``model`` is the id of an artifact below ``root``, or a
+    local folder that holds both.
 
-    Raises ArtifactError, naming artifact and file, where one is missing or not what its record says.
+    Raises ArtifactError, naming artifact and file, if one is missing or not what its record says.
     """
     if Path(model, "config.json").is_file():
         for name in (TOKENIZER_FILE, INFO_FILE):
@@ -75,16 +75,17 @@ class Predictor:
 
 
 def batches(lengths: Sequence[int], finished: set[int], size: int) -> list[list[int]]:
-    """Row numbers in batches of prompts of like length, longest first, so that what does not fit fails at once.
+    """Row numbers in batches of prompts of similar length. The longest come first, so that a batch that does not fit
+    into memory fails at once.
 
-    Whole batches that are finished leave the others as they were.
+    If whole batches are finished, the others are the same as without ``finished``.
     """
     order = sorted((row for row in range(len(lengths)) if row not in finished), key=lambda row: (-lengths[row], row))
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def write_part(folder: str, predictions: Iterable[Prediction]) -> None:
-    """Write the predictions of one batch, whole or not at all. The same batch again replaces it with the same bytes."""
+    """Write the predictions of one batch atomically. The same batch gives the same file."""
     table = pa.Table.from_pylist(list(predictions), schema=SCHEMA)
     storage.write_atomic(storage.join(folder, f"{table['row'][0].as_py():09d}.parquet"), to_parquet(table))
 
@@ -100,7 +101,7 @@ def read(url: str) -> pa.Table:
 
 
 def to_parquet(table: pa.Table) -> bytes:
-    """The same bytes for the same rows, however they were gathered."""
+    """The same bytes for the same rows, whatever parts the table was put together from."""
     sink = io.BytesIO()
     pq.write_table(table.combine_chunks(), sink, compression="zstd")
     return sink.getvalue()

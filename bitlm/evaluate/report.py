@@ -1,6 +1,6 @@
 """The report: one HTML page without any outside resource, and its tables as Markdown.
 
-Both depend on the results alone: the same artifacts give the same page, whenever it is made.
+Both depend only on the results: the same artifacts give the same page, whenever it is made.
 """
 
 import json
@@ -60,7 +60,7 @@ def _validation_line(line: Mapping[str, Any]) -> str:
 
 
 def slots(line: Mapping[str, Any]) -> str:
-    """Nats per token of each place in a block, where the head knows blocks."""
+    """Nats per token of each slot of a block; a dash for a head without blocks."""
     return "–" if line["slots"] is None else " ".join(f"{nats:.2f}" for nats in line["slots"])
 
 

@@ -1,7 +1,7 @@
 """ROUGE F1 ×100 by the ``rouge-score`` package with stemming, and bootstrap intervals of the mean over examples.
 
-rougeL reads a text as one sequence whatever its line breaks. rougeLsum takes the union of the matches sentence by
-sentence, so it depends on where sentences end: on both sides at line breaks and where ``lead.sentences`` says.
+rougeL reads a text as one sequence and ignores line breaks. rougeLsum takes the union of the matches sentence by
+sentence, so it depends on where sentences end: in both texts, at line breaks and at the ends of ``lead.sentences``.
 """
 
 import gzip

@@ -1,4 +1,4 @@
-"""The ROUGE table, made once for HTML, Markdown, the terminal and Prefect: our rows, then the article's."""
+"""The ROUGE table for HTML, Markdown, the terminal and Prefect: our rows, then the article's."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -36,7 +36,7 @@ _ARTICLE_FIGURES = (
 
 
 class Score(Frozen):
-    """F1 ×100, with its 95% interval where it is ours."""
+    """F1 ×100. Ours have a 95% interval, the article's have none."""
 
     f1: float
     low: float | None = None
@@ -91,7 +91,7 @@ def rows(evaluations: Sequence[tuple[Record, Mapping[str, Any], str | None]]) ->
 
 
 def cells(row: Row) -> list[str]:
-    """The figures of a row as text, in the order of ``MEASURES``; a dash where there is none."""
+    """The figures of a row as text, in the order of ``MEASURES``; a dash if there is none."""
     return [str(row.scores[measure]) if measure in row.scores else "–" for measure in MEASURES]
 
 
@@ -106,7 +106,7 @@ def markdown(table: Sequence[Row]) -> str:
 
 
 def terminal(table: Sequence[Row]) -> Table:
-    """For ``rich.print``, within 80 columns: ROUGE-1/2/L; the article's rows are dim and stand below a rule."""
+    """For a terminal of 80 columns: ROUGE-1/2/L. The article's rows are dim and stand below a rule."""
     counts = sorted({row.examples for row in table if row.examples})
     shown = Table(
         title=f"ROUGE F1 ×100 ± half the 95% interval; examples: {' or '.join(f'{count:,}' for count in counts)}",
@@ -124,7 +124,7 @@ def terminal(table: Sequence[Row]) -> Table:
 
 
 def plain(table: Sequence[Row]) -> list[dict[str, Any]]:
-    """Rows of text cells, for a Prefect table artifact."""
+    """The rows as text, for a Prefect table artifact."""
     return [
         {
             "system": row.system,
