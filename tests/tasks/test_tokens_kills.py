@@ -1,90 +1,47 @@
-"""Fifty deaths during one job: of workers in the middle of their writes, of the driver, and of whole nodes."""
+"""Fifty deaths during one job: of processes in the middle of a write, of Ray workers, of nodes, of drivers."""
 
 import json
-import os
+import multiprocessing
 import random
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 from ray.cluster_utils import Cluster
 
 from bitlm.artifacts.record import RECORD_FILE
 from bitlm.artifacts.store import Store
+from bitlm.config import configure
 from bitlm.data.shards.encode import encode_unit
-from bitlm.data.shards.units import Job, UnitRecord
+from bitlm.data.shards.units import Job, Unit, UnitRecord
 from bitlm.data.shards.units import plan as plan_units
 from bitlm.data.sources.corpus import load_corpus
-from bitlm.steps import STAGES
+from bitlm.steps import STAGES, steps
 from tests.tasks.data_stages import digests, sha256
+from tests.tasks.dying import drive, encode_or_die
 
-PROJECT = Path(__file__).parents[2]
-UNITS, WORKER_DEATHS, DRIVER_DEATHS, NODE_DEATHS = 40, 45, (9, 20, 31), 2
+UNITS = 40
+ALONE, ALONE_DEATHS = 24, 36  # units that are first worked on without Ray, and how often their processes die
+WORKER_DEATHS = 9  # of workers of Ray, in the other units
+DRIVER_DEATHS = (15, 23, 31)  # when so many units are done
+NODE_DEATHS = (18, 27)  # when so many units have been made
 WORDS = ["the", "value", "of", "an", "item", "is", "returned", "where", "none", "was", "given", "before", "after"]
 
-# The driver: the stages as they are, but units and driver look up in a plan when they are to die.
-DRIVER = """
-import json, os, random, signal, sys
-from pathlib import Path
-import ray
-from bitlm import storage
-from bitlm.data.shards import encode
-from tasks import tokens
-from tests.tasks.data_stages import run_stages
-
-root, plan = Path(sys.argv[1]), Path(sys.argv[2])
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def due(plan, name):
-    try:
-        (plan / name).unlink()
-    except FileNotFoundError:
-        return False
-    return True
-
-def fragile(unit, job, plan=plan, due=due, die=die):
-    death = next((name for name in (f"{unit.index}-0", f"{unit.index}-1") if due(plan, name)), None)
-    if death is None:
-        return encode.encode_unit(unit, job)
-    moment, calls, real = random.Random(death).randrange(8), [0], (os.replace, storage.write_atomic)
-
-    def replace(*names):  # before, or after, one of the files appears
-        if calls[0] == moment:
-            die()
-        real[0](*names)
-        calls[0] += 2
-        if calls[0] == moment + 1:
-            die()
-
-    os.replace = replace
-    try:
-        encode.encode_unit(unit, job)
-        die()
-    finally:
-        os.replace = real[0]
-
-class Meter(tokens.Meter):
-    def add(self, result):
-        super().add(result)
-        if due(plan, f"driver-{self._done['units']}"):
-            die()
-
-tokens.encode_unit = ray.remote(max_retries=tokens.RETRIES)(fragile)
-tokens.Meter = Meter
-run_stages(root, *sys.argv[3:])
-"""
+# Processes begin as forks of one that has imported everything.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.tasks.dying"])
 
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
+    ray.shutdown()  # this process's own would be confused by the cluster's end
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 10**8})
     for _ in range(2):
         cluster.add_node(num_cpus=1, object_store_memory=10**8)
@@ -110,46 +67,85 @@ def settings(tmp_path: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def start(cluster: Cluster, root: Path, plan: Path, settings: list[str]) -> subprocess.Popen:
-    environment = {**os.environ, "RAY_ADDRESS": cluster.address, "PYTHONPATH": str(PROJECT)}
-    command = [sys.executable, "-c", DRIVER, str(root), str(plan), *settings]
-    return subprocess.Popen(command, env=environment, cwd=PROJECT, stderr=subprocess.PIPE, text=True)
+def start(function: Callable, *arguments: Any) -> BaseProcess:
+    process = FORKS.Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
+def run(function: Callable, *arguments: Any) -> int:
+    """The exit code; the signal, negative, that ended the process."""
+    process = start(function, *arguments)
+    process.join()
+    return process.exitcode
+
+
+def plan_of_units(root: Path, out: str) -> tuple[list[Unit], Job]:
+    """The units of the tokens stage, and where they write to."""
+    store = Store(str(root))
+    corpus, tokenizer = store.load("corpus/tiny"), store.load("tokenizer/tiny")
+    job = Job(store.root, out, STAGES["tokens"].format, corpus, tokenizer, "text", "id", 0.1)
+    units = plan_units(load_corpus(store, corpus).files, 1)
+    assert len(units) == UNITS
+    return units, job
 
 
 def undisturbed(root: Path, out: Path) -> tuple[dict[str, str], list[UnitRecord]]:
     """path → sha256 of what the units make of the same artifacts, one after the other in this process, and records."""
-    store = Store(str(root))
-    corpus, tokenizer = store.load("corpus/tiny"), store.load("tokenizer/tiny")
-    job = Job(store.root, str(out), STAGES["tokens"].format, corpus, tokenizer, "text", "id", 0.1)
-    records = [encode_unit(unit, job).record for unit in plan_units(load_corpus(store, corpus).files, 1)]
-    assert len(records) == UNITS
+    units, job = plan_of_units(root, str(out))
+    records = [encode_unit(unit, job).record for unit in units]
     files = [path for path in out.rglob("*") if path.is_file()]
     return {str(path.relative_to(out)): sha256(path) for path in files}, records
+
+
+def plan_deaths(plan: Path) -> None:
+    plan.mkdir()
+    rng = random.Random(1)
+    for units, deaths in ((range(ALONE), ALONE_DEATHS), (range(ALONE, UNITS), WORKER_DEATHS)):
+        for name in rng.sample([f"{unit}-{number}" for unit in units for number in (0, 1)], deaths):
+            (plan / name).touch()
+    for done in DRIVER_DEATHS:
+        (plan / f"driver-{done}").touch()
+
+
+def die_alone(root: Path, plan: Path, settings: list[str]) -> None:
+    """Work on the first units without Ray: each dies as often as planned, and every second one is then finished."""
+    step = next(step for step in steps(configure("tiny", settings)) if step.stage == "tokens")
+    work = Store(str(root)).begin(step.stage, step.name, step.fingerprint)
+    units, job = plan_of_units(root, work.out)
+    for unit in units[:ALONE]:
+        for _ in list(plan.glob(f"{unit.index}-*")):
+            assert run(encode_or_die, unit, job, plan) == -signal.SIGKILL
+        if unit.index % 2:
+            assert run(encode_or_die, unit, job, plan) == 0
+    work.release()
+
+
+def die_on(cluster: Cluster, root: Path, plan: Path, settings: list[str]) -> None:
+    """Start the driver until it comes to its end, and take nodes away meanwhile."""
+    rng = random.Random(2)
+    nodes = list(NODE_DEATHS)
+    for _ in range(20):
+        driver = start(drive, cluster.address, root, plan, settings, "tokens")
+        while driver.exitcode is None:
+            if nodes and len(list(root.glob(".work/tokens/*/out/units/*.json"))) >= nodes[0]:
+                cluster.remove_node(rng.choice(sorted(cluster.worker_nodes, key=id)), allow_graceful=False)
+                cluster.add_node(num_cpus=1, object_store_memory=10**8)
+                nodes.pop(0)
+            driver.join(0.05)
+        if driver.exitcode == 0:
+            break
+    assert driver.exitcode == 0
+    assert not nodes
 
 
 @pytest.mark.timeout(400)
 def test_fifty_deaths_change_no_byte(cluster: Cluster, settings: list[str], tmp_path: Path) -> None:
     plan, root = tmp_path / "plan", tmp_path / "root"
-    plan.mkdir()
-    rng = random.Random(1)
-    for name in rng.sample([f"{unit}-{number}" for unit in range(UNITS) for number in (0, 1)], WORKER_DEATHS):
-        (plan / name).touch()
-    for done in DRIVER_DEATHS:
-        (plan / f"driver-{done}").touch()
-    nodes, starts = NODE_DEATHS, 0
-    while True:
-        driver, starts = start(cluster, root, plan, settings), starts + 1
-        while driver.poll() is None:
-            made = len(list(root.glob(".work/tokens/*/out/units/*.json")))
-            if nodes and made >= UNITS * (NODE_DEATHS + 1 - nodes) // (NODE_DEATHS + 1):
-                cluster.remove_node(rng.choice(sorted(cluster.worker_nodes, key=id)), allow_graceful=False)
-                cluster.add_node(num_cpus=1, object_store_memory=10**8)
-                nodes -= 1
-            time.sleep(0.05)
-        if driver.returncode == 0:
-            break
-        assert starts < 20, driver.stderr.read()
-    assert nodes == 0
+    plan_deaths(plan)
+    assert run(drive, cluster.address, root, plan, settings, "tokenizer") == 0
+    die_alone(root, plan, settings)
+    die_on(cluster, root, plan, settings)
     assert list(plan.iterdir()) == [], "deaths that did not happen"
     store = Store(str(root))
     record = store.load("tokens/tiny")
