@@ -2,7 +2,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,19 +22,10 @@ from bitlm.config import PretrainConfig
 from bitlm.errors import ArtifactError, ConfigError
 from bitlm.train.loop import Setup
 from tasks.pretrain import _check_enough
-from tasks.session import RaySession
 from tasks.training import check_tokenizer, fit
 
 for module in (sys.modules[__name__], toy_training):  # workers cannot import tests
     cloudpickle.register_pickle_by_value(module)
-
-
-@pytest.fixture(scope="module")
-def ray_session() -> Iterator[None]:
-    session = RaySession()
-    session.start()
-    yield
-    session.close()
 
 
 class Trap(ToyBatches):
