@@ -237,7 +237,7 @@ def setup(
             made.set_unigram(batches.counts(info.vocab_size))
         return made
 
-    return Setup(config.pretrain, model, batches, str(folder / "checkpoints"), str(folder / "out"), {})
+    return Setup(config.pretrain, described, model, batches, str(folder / "checkpoints"), str(folder / "out"), {})
 
 
 def _steps(row: Row, given: list[str], args: argparse.Namespace, tokens: Path, folder: Path) -> int:

@@ -19,6 +19,7 @@ from bitlm.model import weights
 from bitlm.model.config import BitLMConfig, Vocabulary
 from bitlm.model.initialize import take_backbone
 from bitlm.model.model import BitLMForCausalLM
+from bitlm.model.weights import CONFIG
 from bitlm.train.loop import Setup
 
 
@@ -62,7 +63,7 @@ def pretrain_setup(
             made.set_unigram(unigram_counts(batches.training_shards(), described.vocab_size))
         return made
 
-    return Setup(config, untrained, batches, checkpoints, out, _beside(store, tokenizer))
+    return Setup(config, described, untrained, batches, checkpoints, out, _beside(store, tokenizer))
 
 
 def finetune_setup(
@@ -71,8 +72,9 @@ def finetune_setup(
 ) -> Setup:  # fmt: skip
     """A pretrained model and summaries. Raises ConfigError where its blocks and the prompt's lengths do not fit."""
     store = Store(root)
-    with store.local_folder(pretrained, "model") as folder:
-        m = BitLMConfig.from_pretrained(folder).block_size
+    with store.local_file(pretrained, f"model/{CONFIG}") as file:
+        described = BitLMConfig.from_json_file(file)
+    m = described.block_size
     if prompt.max_summary_tokens % m:
         raise ConfigError(
             f"prompt.max_summary_tokens = {prompt.max_summary_tokens} is not a whole number of the blocks of {m} "
@@ -84,7 +86,7 @@ def finetune_setup(
             return BitLMForCausalLM.load(folder)
 
     batches = open_finetune(store, corpus, tokenizer, prompt, m, config.seed)
-    return Setup(config, trained, batches, checkpoints, out, _beside(store, tokenizer))
+    return Setup(config, described, trained, batches, checkpoints, out, _beside(store, tokenizer))
 
 
 def _beside(store: Store, tokenizer: Record) -> dict[str, bytes]:

@@ -1,11 +1,14 @@
 """Checkpoints of training: sharded tensors, the metrics so far, and ``checkpoint.json``, which is written last and
-makes them one. The newest complete one is found by looking; nothing older goes before it is complete."""
+makes them one. The newest complete one is found by looking; nothing older goes before it is complete.
+
+The record holds the digest of every other file. All files are verified before any is read, and none can run code when
+it is read. Digests guard against damage; against a writer who means harm only the root's access rights do.
+"""
 
 import hashlib
 import json
 import os
 import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,12 +17,13 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
+from torch.distributed.checkpoint.metadata import Metadata
 
 from bitlm import storage
 from bitlm.errors import ArtifactError
 from bitlm.train import ranks
 from bitlm.train.optimizer import materialize
+from bitlm.train.tensors import INDEX_FILE, TensorReader, TensorWriter, files_of, parse_index
 
 RECORD = "checkpoint.json"
 METRICS = "metrics.jsonl"
@@ -34,20 +38,28 @@ class Checkpoint:
     files: dict[str, list]
 
 
+@dataclass(frozen=True)
+class State:
+    """What a checkpoint holds of a running training: weights, optimizer state, and the lines of metrics so far."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    lines: list[str]
+
+
 def folder(root: str, step: int) -> str:
     return storage.join(root, f"step-{step:08d}")
 
 
-def save(root: str, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, lines: list[str], keep: int) -> None:
+def save(root: str, step: int, state: State, keep: int) -> None:
     """Write the checkpoint of ``step``, then remove all but the newest ``keep``. Every rank must call it."""
     url = folder(root, step)
     ranks.first(lambda: storage.remove_tree(url))  # what an interrupted save may have left
     with _staging(url) as local:
-        with _quiet():
-            dcp.save(_tensors(model, optimizer), storage_writer=dcp.FileSystemWriter(local))
+        dcp.save(_tensors(state.model, state.optimizer), storage_writer=TensorWriter(local))
         written = ranks.agree(lambda: _put(local, url))
-    files = {name: told for each in written for name, told in each.items()}
-    ranks.first(lambda: _finish(Checkpoint(step, url, files), lines))
+    files = {name: entry for of_rank in written for name, entry in of_rank.items()}
+    ranks.first(lambda: _finish(Checkpoint(step, url, files), state.lines))
     ranks.first(lambda: _prune(root, keep))
 
 
@@ -57,40 +69,31 @@ def newest(root: str) -> Checkpoint | None:
     return _read_record(storage.join(root, max(names))) if names else None
 
 
-def load(found: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+def load(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
     """Put a checkpoint's tensors into ``model`` and ``optimizer``, on any number of ranks; every rank must call it.
 
     Returns the lines of metrics up to its step. Raises ArtifactError naming the first file that is missing or not what
     was written: falling back to an older checkpoint is the user's decision.
     """
-    names = sorted(found.files)
-    ranks.agree(lambda: [_verify(found, name) for name in names[ranks.rank() :: ranks.world()]])
+    names = sorted(checkpoint.files)
+    ranks.agree(lambda: [_verify(checkpoint, name) for name in names[ranks.rank() :: ranks.world()]])
+    metadata = _index(checkpoint)
     materialize(optimizer)
-    with _quiet():
-        dcp.load(_tensors(model, optimizer), storage_reader=_reader(found.url))
-    return storage.read_bytes(storage.join(found.url, METRICS)).decode().splitlines()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the warning that one rank alone saves for itself."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
-
-
-def _reader(url: str) -> dcp.FileSystemReader:
-    if storage.is_local(url):
-        return dcp.FileSystemReader(storage.local_path(url))
-    reader = FsspecReader(url)
-    reader.fs.fs = storage.filesystem(url)[0]
-    return reader
+    try:
+        dcp.load(_tensors(model, optimizer), storage_reader=TensorReader(checkpoint.url, metadata))
+    except dcp.CheckpointException as error:
+        url = storage.join(checkpoint.url, INDEX_FILE)
+        reason = str(next(iter(error.failures.values()))[0]).splitlines()[0]
+        raise ArtifactError(
+            f"checkpoint {checkpoint.url} does not fit this training ({reason}); {_remedy(url)}"
+        ) from error
+    return storage.read_bytes(storage.join(checkpoint.url, METRICS)).decode().splitlines()
 
 
 def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Name → tensor (sharded ones as DTensors). Tied parameters occur once."""
+    """Name → tensor, sharded ones as DTensors: weights, the buffers that belong to them, optimizer state."""
+    tensors = {f"model.{name}": tensor.detach() for name, tensor in model.state_dict().items()}
     names = {parameter: name for name, parameter in model.named_parameters()}
-    tensors = {f"model.{name}": parameter.detach() for parameter, name in names.items()}
     for parameter, state in optimizer.state.items():
         tensors |= {f"optimizer.{names[parameter]}.{key}": value for key, value in state.items()}
     return tensors
@@ -108,14 +111,17 @@ def _staging(url: str) -> Iterator[str]:
 
 
 def _put(local: str, url: str) -> dict[str, list]:
-    """Put this rank's files at ``url`` and tell of them: DCP's ``__{rank}_…``, and ``.metadata`` of rank 0."""
+    """Put this rank's files at ``url``: those that DCP names ``__{rank}_…``, and the index of rank 0.
+
+    Returns name → [bytes, sha256].
+    """
     own = [name for name in sorted(os.listdir(local)) if name.startswith(f"__{ranks.rank()}_")]
-    told: dict[str, list] = {}
-    for name in [*own, ".metadata"] if ranks.rank() == 0 else own:
+    written: dict[str, list] = {}
+    for name in [*own, INDEX_FILE] if ranks.rank() == 0 else own:
         path = os.path.join(local, name)
-        there = storage.is_local(url)
-        told[name] = list(storage.sha256(path) if there else storage.upload(path, storage.join(url, name)))
-    return told
+        in_place = storage.is_local(url)
+        written[name] = list(storage.sha256(path) if in_place else storage.upload(path, storage.join(url, name)))
+    return written
 
 
 def _finish(checkpoint: Checkpoint, lines: list[str]) -> None:
@@ -134,21 +140,33 @@ def _digest(body: dict[str, Any]) -> str:
 def _read_record(url: str) -> Checkpoint:
     try:
         record = json.loads(storage.read_bytes(url))
-        told = record.pop("record_sha256")
-        if told != _digest(record):
+        if record.pop("record_sha256") != _digest(record):
             raise ValueError("its own sha256 differs")
         return Checkpoint(record["step"], url.removesuffix(f"/{RECORD}"), record["files"])
     except (ValueError, KeyError, AttributeError) as error:
         raise ArtifactError(f"checkpoint file {url} is damaged ({error}); {_remedy(url)}") from error
 
 
-def _verify(found: Checkpoint, name: str) -> None:
-    url, expected = storage.join(found.url, name), tuple(found.files[name])
+def _index(checkpoint: Checkpoint) -> Metadata:
+    """Raises ArtifactError if the index names a file that the record does not, which is not verified."""
+    url = storage.join(checkpoint.url, INDEX_FILE)
+    try:
+        metadata = parse_index(storage.read_bytes(url))
+        unknown = sorted(files_of(metadata) - checkpoint.files.keys())
+        if unknown:
+            raise ValueError(f"{unknown[0]} is not in {RECORD}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"checkpoint file {url} is no index of tensors ({error}); {_remedy(url)}") from error
+    return metadata
+
+
+def _verify(checkpoint: Checkpoint, name: str) -> None:
+    url, expected = storage.join(checkpoint.url, name), tuple(checkpoint.files[name])
     if not storage.exists(url):
         raise ArtifactError(f"checkpoint file {url} is missing; {_remedy(url)}")
-    told = storage.sha256(url)
-    if told != expected:
-        raise ArtifactError(f"checkpoint file {url} {storage.describe_mismatch(told, expected)}; {_remedy(url)}")
+    actual = storage.sha256(url)
+    if actual != expected:
+        raise ArtifactError(f"checkpoint file {url} {storage.describe_mismatch(actual, expected)}; {_remedy(url)}")
 
 
 def _remedy(url: str) -> str:

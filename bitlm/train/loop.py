@@ -16,11 +16,13 @@ from bitlm.batch import Batch
 from bitlm.config import TrainConfig
 from bitlm.data.reading.prefetch import prefetch
 from bitlm.errors import ConfigError
+from bitlm.model.config import BitLMConfig
 from bitlm.model.model import BitLMForCausalLM
 from bitlm.train import checkpoint, ranks
 from bitlm.train.batches import Batches
+from bitlm.train.checkpoint import State
 from bitlm.train.optimizer import learning_rate, make_optimizer, set_learning_rate
-from bitlm.train.placement import place, reshard, skeleton, whole_weights
+from bitlm.train.placement import set_weights, sharded_model, skeleton, whole_weights
 from bitlm.train.step import train_step
 from bitlm.train.validate import validate
 
@@ -31,13 +33,16 @@ Report = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Setup:
-    """One training. ``model`` makes the untrained (or pretrained) model; it is called on rank 0 only.
+    """One training of a model that ``architecture`` describes.
 
-    ``checkpoints`` and ``out`` are URLs of folders; ``beside`` maps a file name in ``out/model`` to its content.
+    ``initial_model`` makes it with the weights to start from. It is called on rank 0 only, and not at all when the
+    training goes on from a checkpoint. ``checkpoints`` and ``out`` are URLs of folders; ``beside`` maps a file name in
+    ``out/model`` to its content.
     """
 
     config: TrainConfig
-    model: Callable[[], BitLMForCausalLM]
+    architecture: BitLMConfig
+    initial_model: Callable[[], BitLMForCausalLM]
     batches: Batches
     checkpoints: str
     out: str
@@ -51,39 +56,47 @@ def train(setup: Setup, *, report: Report) -> dict[str, Any]:
     ``report`` is called on rank 0 with every line of metrics. Resumes from the newest complete checkpoint. Raises
     ArtifactError for a damaged one, BitLMError naming the step when the training diverges.
     """
+    use_gpu = setup.config.execution.use_gpu
+    device = torch.device("cuda", torch.cuda.current_device()) if use_gpu else torch.device("cpu")
+    with closing(setup.batches), ranks.process_group(device), _deterministic(device):
+        return _train(setup, device, report)
+
+
+def _train(setup: Setup, device: torch.device, report: Report) -> dict[str, Any]:
     config = setup.config
     if config.batch_size % ranks.world():
         raise ConfigError(f"batch_size = {config.batch_size} does not divide among {ranks.world()} workers")
-    device = torch.device("cuda", torch.cuda.current_device()) if config.execution.use_gpu else torch.device("cpu")
-    with _deterministic(device):
-        model = place(setup.model, device, config.precision)
-        optimizer = make_optimizer(model, config)
-        found = ranks.first(lambda: checkpoint.newest(setup.checkpoints))
-        lines = checkpoint.load(found, model, optimizer) if found else []
-        steps = range(found.step + 1 if found else 1, config.steps + 1)
-        shares = (_share(step, config.batch_size) for step in steps)
-        with closing(setup.batches), prefetch(setup.batches.train, shares) as upcoming:
-            for step in steps:
-                lines += _advance(setup, model, optimizer, step, upcoming, report)
-                if step % config.execution.checkpoint_every == 0 or step == config.steps:
-                    checkpoint.save(setup.checkpoints, step, model, optimizer, lines, config.execution.keep_checkpoints)
+    model = sharded_model(setup.architecture, device, config.precision)
+    state = State(model, make_optimizer(model, config), [])
+    newest = ranks.first(lambda: checkpoint.newest(setup.checkpoints))
+    if newest:
+        state.lines.extend(checkpoint.load(newest, model, state.optimizer))
+    else:
+        set_weights(model, setup.initial_model)
+    steps = range(newest.step + 1 if newest else 1, config.steps + 1)
+    shares = (_share(step, config.batch_size) for step in steps)
+    with prefetch(setup.batches.train, shares) as upcoming:
+        for step in steps:
+            for line in _advance(setup, state, step, upcoming):
+                if ranks.rank() == 0:
+                    report(line)
+                state.lines.append(json.dumps(line))
+            if step % config.execution.checkpoint_every == 0 or step == config.steps:
+                checkpoint.save(setup.checkpoints, step, state, config.execution.keep_checkpoints)
     weights = whole_weights(model)
-    ranks.first(lambda: _write(setup, model.config, weights, lines))
-    return {**_summary(lines, model), "resumed_from_step": found.step if found else 0}
+    ranks.first(lambda: _write(setup, weights, state.lines))
+    return {**_summary(state.lines, model), "resumed_from_step": newest.step if newest else 0}
 
 
-def _advance(
-    setup: Setup, model: BitLMForCausalLM, optimizer: torch.optim.Optimizer, step: int, upcoming: Iterator[Batch],
-    report: Report,
-) -> list[str]:  # fmt: skip
-    """One step on the next batch, with its validation where one is due; its lines of metrics."""
+def _advance(setup: Setup, state: State, step: int, upcoming: Iterator[Batch]) -> list[dict[str, Any]]:
+    """One step on the next batch, and a validation if one is due; their lines of metrics."""
     config = setup.config
     began = time.perf_counter()
     rate = learning_rate(step, config)
-    set_learning_rate(optimizer, rate)
-    result = train_step(model, optimizer, next(upcoming), step, config)
+    set_learning_rate(state.optimizer, rate)
+    result = train_step(state.model, state.optimizer, next(upcoming), step, config)
     seconds = time.perf_counter() - began
-    figures = [
+    lines: list[dict[str, Any]] = [
         {
             "step": step,
             "loss": result.loss,
@@ -95,12 +108,8 @@ def _advance(
         }
     ]
     if step % config.validate_every == 0 or step == config.steps:
-        figures.append({"step": step, **validate(model, setup.batches, config)})
-        reshard(model)
-    if ranks.rank() == 0:
-        for line in figures:
-            report(line)
-    return [json.dumps(line) for line in figures]
+        lines.append({"step": step, **validate(state.model, setup.batches, config)})
+    return lines
 
 
 def _share(step: int, batch_size: int) -> range:
@@ -123,8 +132,8 @@ def _deterministic(device: torch.device) -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory = before[1]
 
 
-def _write(setup: Setup, config: Any, weights: dict[str, torch.Tensor], lines: list[str]) -> None:
-    model = skeleton(config)
+def _write(setup: Setup, weights: dict[str, torch.Tensor], lines: list[str]) -> None:
+    model = skeleton(setup.architecture)
     model.load_state_dict(weights, strict=True, assign=True)
     url = storage.join(setup.out, "model")
     with tempfile.TemporaryDirectory(prefix="bitlm-model-") as folder:

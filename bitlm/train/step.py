@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from bitlm.batch import Batch
 from bitlm.config import TrainConfig
@@ -28,10 +27,6 @@ class StepResult:
     tokens: int
 
 
-def precision_context(device: torch.device, config: TrainConfig) -> torch.autocast:
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16")
-
-
 def train_step(
     model: BitLMForCausalLM, optimizer: torch.optim.Optimizer, batch: Batch, step: int, config: TrainConfig
 ) -> StepResult:
@@ -41,21 +36,21 @@ def train_step(
     for part in batch.split(config.execution.micro_batch_size):
         part = part.to(device)
         noise = _noise(model, part, config)
-        with precision_context(device, config):
-            output = model(
-                part.input_ids,
-                part.attention_mask,
-                noise=noise,
-                loss_tokens=part.loss_tokens,
-                diffusion=config.diffusion,
-            )
+        output = model(
+            part.input_ids,
+            part.attention_mask,
+            noise=noise,
+            loss_tokens=part.loss_tokens,
+            diffusion=config.diffusion,
+        )
         output.loss_sum.backward()
-        found = output.loss_sum.detach(), output.loss_count, torch.tensor(part.tokens(), device=device)
-        sums += torch.stack([value.double() for value in found])
+        of_part = output.loss_sum.detach(), output.loss_count, torch.tensor(part.tokens(), device=device)
+        sums += torch.stack([value.double() for value in of_part])
     total, count, tokens = ranks.sum_(sums).tolist()
     assert count > 0, f"step {step}: no token of the batch carries loss"
     loss = total / count
-    norm = _scale_and_clip(model, ranks.world() / count, config.grad_clip) if math.isfinite(loss) else math.nan
+    # FSDP averages gradients over ranks; what is wanted is the gradient of the mean over the tokens of all ranks.
+    norm = _clip_gradients(model, ranks.world() / count, config.grad_clip) if math.isfinite(loss) else math.nan
     if not math.isfinite(norm):
         raise BitLMError(
             f"training diverged at step {step}: loss {loss}, gradient norm {norm}; "
@@ -74,15 +69,11 @@ def _noise(model: BitLMForCausalLM, part: Batch, config: TrainConfig) -> Noise |
     return block_noise(NoiseKeys(config.seed, part.indices, part.epochs), shape, config.diffusion)
 
 
-def _scale_and_clip(model: nn.Module, scale: float, limit: float) -> float:
-    """Multiply gradients by ``scale``, then clip their global norm to ``limit``; returns the norm before clipping.
-
-    The number of ranks belongs into ``scale``: sharded gradients are means over ranks, ours is a sum.
-    """
+def _clip_gradients(model: nn.Module, scale: float, max_norm: float) -> float:
+    """Scale gradients, then clip their global norm to ``max_norm``; returns the scaled norm before clipping."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    norm = scale * float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-    factor = scale * min(1.0, limit / norm) if norm > 0 else scale
+    norm = scale * float(torch.nn.utils.get_total_norm(gradients).full_tensor())
+    factor = scale * min(1.0, max_norm / norm) if norm > 0 else scale
     for gradient in gradients:
-        (gradient.to_local() if isinstance(gradient, DTensor) else gradient).mul_(factor)
+        gradient.to_local().mul_(factor)
     return norm

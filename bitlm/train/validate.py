@@ -10,7 +10,6 @@ from bitlm.diffusion.bound import combine, validation_nats
 from bitlm.model.model import BitLMForCausalLM
 from bitlm.train import ranks
 from bitlm.train.batches import Batches
-from bitlm.train.step import precision_context
 
 SEED = 0  # always the same noise, so that figures of one run, and of two runs, can be compared
 
@@ -57,7 +56,7 @@ def _nats(
     results = []
     for start in range(0, len(indices), size):
         batch = batches.validation(indices[start : start + size]).to(device)
-        with precision_context(device, config):
-            nats, tokens = validation_nats(model, batch, SEED)
+        nats, tokens = validation_nats(model, batch, SEED)
         results += zip(nats.tolist(), tokens.tolist(), strict=True)
+    model.reshard()  # a forward pass without a backward pass leaves weights gathered
     return results

@@ -1,10 +1,13 @@
+import hashlib
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from toy_training import run, stop_at, toy_setup
 
+from bitlm import storage
 from bitlm.errors import ArtifactError
 from bitlm.train import checkpoint
 from bitlm.train.loop import train
@@ -35,7 +38,7 @@ def test_an_incomplete_one_is_ignored_and_replaced(stopped: Path, tmp_path: Path
     assert not (stopped / "step-00000004" / "__7_0.distcp").exists()
 
 
-@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "metrics.jsonl", "checkpoint.json"])
+@pytest.mark.parametrize("name", ["__0_0.distcp", "tensors.json", "metrics.jsonl", "checkpoint.json"])
 def test_a_flipped_byte_is_refused_by_name(stopped: Path, tmp_path: Path, name: str) -> None:
     file = stopped / "step-00000004" / name
     data = bytearray(file.read_bytes())
@@ -66,6 +69,73 @@ def test_nothing_is_removed_when_the_newest_fails(stopped: Path, tmp_path: Path,
     with pytest.raises(OSError, match="no space left"):
         run(tmp_path, execution={"keep_checkpoints": 1})
     assert checkpoint.newest(str(stopped)).step == 4
+
+
+class Payload:
+    """A pickle of it leaves a file when it is loaded."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.file,)
+
+
+@pytest.mark.parametrize("name", ["__0_0.distcp", "tensors.json", "metrics.jsonl", ".metadata"])
+def test_nothing_in_a_checkpoint_can_run_code(stopped: Path, tmp_path: Path, name: str) -> None:
+    """Not even where all digests agree, as in a checkpoint that was made with intent."""
+    checkpoint, executed = stopped / "step-00000004", tmp_path / "executed"
+    payload = pickle.dumps(Payload(executed), protocol=2)
+    if name == "__0_0.distcp":
+        index = json.loads((checkpoint / "tensors.json").read_text())
+        for chunk in (chunk for tensor in index.values() for chunk in tensor["chunks"]):
+            chunk.update(start=0, bytes=len(payload))
+        (checkpoint / "tensors.json").write_text(json.dumps(index))
+    (checkpoint / name).write_bytes(payload)
+    record = json.loads((checkpoint / "checkpoint.json").read_text())
+    del record["record_sha256"]
+    files = [path for path in checkpoint.iterdir() if path.name != "checkpoint.json"]
+    record["files"] = {path.name: list(storage.sha256(str(path))) for path in files}
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    (checkpoint / "checkpoint.json").write_text(json.dumps({**record, "record_sha256": digest}))
+    try:
+        run(tmp_path)
+    except (ArtifactError, ValueError):
+        assert name != ".metadata"  # which is no file of ours, and ignored
+    assert not executed.exists()
+
+
+def test_files_that_the_record_does_not_name_are_not_read(stopped: Path, tmp_path: Path) -> None:
+    checkpoint = stopped / "step-00000004"
+    record = json.loads((checkpoint / "checkpoint.json").read_text())
+    del record["record_sha256"], record["files"]["__0_0.distcp"]
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    (checkpoint / "checkpoint.json").write_text(json.dumps({**record, "record_sha256": digest}))
+    with pytest.raises(ArtifactError, match=r"tensors.json is no index of tensors \(__0_0.distcp is not in checkpoint"):
+        run(tmp_path)
+
+
+def test_all_files_are_verified_before_one_is_read(stopped: Path, tmp_path: Path, monkeypatch) -> None:
+    done: list[str] = []
+    verify, parse, read = checkpoint._verify, checkpoint.parse_index, checkpoint.TensorReader.read_data
+    monkeypatch.setattr(checkpoint, "_verify", lambda found, name: (done.append(name), verify(found, name)))
+    monkeypatch.setattr(checkpoint, "parse_index", lambda data: (done.append("parse"), parse(data))[1])
+    monkeypatch.setattr(checkpoint.TensorReader, "read_data", lambda *given: (done.append("read"), read(*given))[1])
+    run(tmp_path)
+    assert done == ["__0_0.distcp", "metrics.jsonl", "tensors.json", "parse", "read"]
+
+
+def test_a_checkpoint_of_another_model_is_refused(stopped: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"checkpoint .*step-00000004 does not fit this training \(.*delete"):
+        run(tmp_path, head="lm")
+
+
+def test_buffers_are_saved(stopped: Path) -> None:
+    """Those that are part of a model's weights, such as the codebook's unigram frequencies, but no others."""
+    run(stopped / "codebook", head="codebook", steps=2)
+    index = json.loads((stopped / "codebook" / "checkpoints" / "step-00000002" / "tensors.json").read_text())
+    assert index["model.head.codebook.log_unigram"]["shape"] == [50]
+    assert not [name for name in index if "inv_freq" in name]
 
 
 def test_the_record_names_every_file(stopped: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,29 +52,40 @@ class ToyBatches:
         return Batch(ids, mask, blocks.repeat_interleave(self.m, dim=1), indices, epochs)
 
 
-def toy_model(head: str) -> BitLMForCausalLM:
+def toy_architecture(head: str) -> BitLMConfig:
     """``head``: diffusion, lm, or codebook, the diffusion head with all of its own options."""
-    torch.manual_seed(0)
     options = {"head": head, "block_size": 1 if head == "lm" else 4}
     shape = {}
     if head == "codebook":
         options |= {"head": "diffusion", "slot_embedding": True}
         shape = {"denoiser": "codebook", "context_path": "direct", "codebook_rank": 16}
-    config = BitLMConfig(
+    return BitLMConfig(
         **options, vocab_size=50, embedding_rows=128, num_bits=6,
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
         intermediate_size=48, diffusion_head={"num_layers": 2, "head_dim": 16, **shape}, end_token_id=0, pad_token_id=1,
     )  # fmt: skip
-    model = BitLMForCausalLM(config)
+
+
+def toy_model(head: str) -> BitLMForCausalLM:
+    torch.manual_seed(0)
+    model = BitLMForCausalLM(toy_architecture(head))
     if head == "codebook":
         model.set_unigram(torch.arange(50))
     return model
 
 
+def no_model() -> BitLMForCausalLM:
+    raise AssertionError("a model was made")
+
+
 def toy_setup(
-    folder: Path | str, head: str = "diffusion", masked: bool = False, execution: dict[str, Any] | None = None,
+    folder: Path | str,
+    head: str = "diffusion",
+    masked: bool = False,
+    execution: dict[str, Any] | None = None,
+    initial_model: Callable[[], BitLMForCausalLM] | None = None,
     **config: Any,
-) -> Setup:  # fmt: skip
+) -> Setup:
     defaults = {
         "steps": 6, "batch_size": 4, "learning_rate": 3e-3, "warmup_steps": 2, "validate_every": 3,
         "validation_batches": 2,
@@ -82,7 +94,8 @@ def toy_setup(
         defaults["diffusion"] = {"loss": "token", "slot_noise": 0.5}
     return Setup(
         config=PretrainConfig(**{**defaults, **config, "execution": {"checkpoint_every": 2, **(execution or {})}}),
-        model=lambda: toy_model(head),
+        architecture=toy_architecture(head),
+        initial_model=initial_model or partial(toy_model, head),
         batches=ToyBatches(1 if head == "lm" else 4, masked),
         checkpoints=f"{folder}/checkpoints",
         out=f"{folder}/out",
@@ -125,6 +138,10 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in metrics(folder) if "loss" in line]
+
+
+def grad_norms(folder: Path) -> list[float]:
+    return [line["grad_norm"] for line in metrics(folder) if "loss" in line]
 
 
 def validations(folder: Path) -> list[float]:
