@@ -184,6 +184,16 @@ def find_artifact(parent: Step | Record, store: Store) -> Record | None:
     return parent if isinstance(parent, Record) else store.find(parent.stage, parent.name, parent.fingerprint)
 
 
+def missing_input(step: Step, role: str) -> str:
+    """What to tell a user if the artifact of an input step does not exist."""
+    parent = step.inputs[role]
+    assert isinstance(parent, Step)
+    return (
+        f"{step.key} needs {parent.key}, which has not been made with this configuration: "
+        f"run `bitlm run {parent.stage}` first, add --upstream, or name one with --input {role}=ID"
+    )
+
+
 def _id(parent: Step | Record) -> str | None:
     return parent.id if isinstance(parent, Record) else None
 

@@ -4,7 +4,8 @@ from prefect import Flow, flow
 
 from bitlm.config import PipelineConfig
 from bitlm.steps import STAGES, Stage
-from flows.execute import Inputs, Selection, Summaries, execute
+from flows.execute import Inputs, Summaries, execute
+from flows.selection import Selection
 from tasks.run import Verification
 
 TINY = PipelineConfig()

@@ -19,7 +19,7 @@ from bitlm.artifacts.store import Draft, Store
 from bitlm.artifacts.work import Work
 from bitlm.config import PipelineConfig
 from bitlm.errors import ArtifactError, BitLMError
-from bitlm.steps import Step, find_artifact
+from bitlm.steps import Step, find_artifact, missing_input
 from tasks.progress import Progress
 from tasks.session import RaySession
 
@@ -93,15 +93,6 @@ def open_run(config: PipelineConfig, root: str, verification: Verification) -> I
         yield run
     finally:
         run.session.close()
-
-
-def missing_input(step: Step, role: str) -> str:
-    parent = step.inputs[role]
-    assert isinstance(parent, Step)
-    return (
-        f"{step.key} needs {parent.key}, which has not been made with this configuration: "
-        f"run `bitlm run {parent.stage}` first, add --upstream, or name one with --input {role}=ID"
-    )
 
 
 def stage_task(

@@ -65,10 +65,8 @@ def show_estimate(result: Estimate | str) -> None:
     )
 
 
-def with_estimate(planned: list[dict[str, Any]], result: Estimate | str | None) -> list[dict[str, Any]]:
-    """The plan, with the estimate (or why there is none) at the tokens step if it was asked for."""
-    if result is None:
-        return planned
+def add_estimate(planned: list[dict[str, Any]], result: Estimate | str) -> list[dict[str, Any]]:
+    """The plan as JSON, with the estimate, or why there is none, at the tokens step."""
     entry = {"reason": result} if isinstance(result, str) else result.as_json()
     return [step | {"estimate": entry} if step["step"].startswith("tokens/") else step for step in planned]
 

@@ -10,8 +10,10 @@ from rich.table import Table
 
 from bitlm.artifacts.lineage import explain
 from bitlm.artifacts.store import Store
+from bitlm.config import PipelineConfig
 from bitlm.steps import Step, find_artifact
 from flows.cli.options import add_selection, configuration, inputs, print_json, stages
+from flows.selection import Selection, selected_steps
 
 
 @dataclass(frozen=True)
@@ -41,21 +43,27 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    # Prefect and Ray take seconds to load, pyarrow and the tokenizer too.
-    from flows.cli.estimate import estimate_tokens, show_estimate, with_estimate
-    from flows.execute import Selection, selected_steps
-
     config = configuration(args)
     steps = selected_steps(config, args.root, Selection(stages(args), inputs(args), upstream=True))
     planned = [_plan(step, Store(args.root)) for step in steps]
-    estimate = estimate_tokens(steps, config, args.root) if "tokens" in args.stages else None
-    if args.json:
-        print_json(with_estimate([step.as_json() for step in planned], estimate))
-        return 0
-    _show(planned)
-    if estimate is not None:
-        show_estimate(estimate)
+    if "tokens" in args.stages:
+        _show_with_estimate(planned, config, args)
+    elif args.json:
+        print_json([one.as_json() for one in planned])
+    else:
+        _show(planned)
     return 0
+
+
+def _show_with_estimate(planned: Sequence[PlannedStep], config: PipelineConfig, args: argparse.Namespace) -> None:
+    from flows.cli.estimate import add_estimate, estimate_tokens, show_estimate  # Ray and pyarrow take seconds to load
+
+    estimate = estimate_tokens([one.step for one in planned], config, args.root)
+    if args.json:
+        print_json(add_estimate([one.as_json() for one in planned], estimate))
+    else:
+        _show(planned)
+        show_estimate(estimate)
 
 
 def _plan(step: Step, store: Store) -> PlannedStep:

@@ -13,6 +13,7 @@ from bitlm.artifacts.store import Store
 from bitlm.config import PipelineConfig
 from bitlm.evaluate.table import Row, terminal
 from flows.cli.options import add_selection, configuration, inputs, print_json, stages
+from flows.selection import Selection, check
 
 
 def add_parser(commands: Any) -> None:
@@ -40,14 +41,13 @@ def _run_flow(
     stages: tuple[str, ...], inputs: dict[str, str], config: PipelineConfig, args: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """One flow: that of the single stage, or the pipeline's. Mistakes are found before a server starts."""
+    upstream = args.upstream or not stages
+    check(config, args.root, Selection(stages, inputs, upstream))
     # Prefect and Ray take seconds to load.
-    from flows.execute import Selection, check
     from flows.pipeline import pipeline
     from flows.server import prefect_api
     from flows.stages import FLOWS
 
-    upstream = args.upstream or not stages
-    check(config, args.root, Selection(stages, inputs, upstream))
     parameters = {"root": args.root, "inputs": inputs, "upstream": upstream, "verification": args.verify}
     with prefect_api():
         if len(stages) == 1:

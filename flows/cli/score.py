@@ -14,7 +14,7 @@ from flows.cli.options import add_json, print_json
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser("score", help="ROUGE of predictions against references")
     parser.add_argument("--predictions", required=True, metavar="FILE", help="txt[.gz] one per line, parquet or jsonl")
-    parser.add_argument("--references", required=True, metavar="FILE")
+    parser.add_argument("--references", required=True, metavar="FILE", help="the same formats, in the same order")
     add_json(parser)
     parser.set_defaults(command=run)
 

@@ -7,7 +7,8 @@ takes the arguments of ``bitlm run``.
 from prefect import flow
 
 from bitlm.config import PipelineConfig
-from flows.execute import Inputs, Selection, StageName, Summaries, execute
+from flows.execute import Inputs, StageName, Summaries, execute
+from flows.selection import Selection
 from tasks.run import Verification
 
 TINY = PipelineConfig()
