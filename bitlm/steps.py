@@ -274,10 +274,11 @@ def _pretrain(config: PipelineConfig, head: Head, tokens: Step, tokenizer: Step,
 
 
 def _init_kind(config: PipelineConfig) -> str | None:
+    if config.pretrain.init_from is None:
+        return None
     from bitlm.model.weights import kind  # loads torch, which takes seconds
 
-    source = config.pretrain.init_from
-    return None if source is None else kind(source)
+    return kind(config.pretrain.init_from)
 
 
 def _checkpoint_state(config: PipelineConfig) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Prefect flows and the command line.
 
-The variables below are read when Prefect and Ray are first imported, so they are set before any module here does that.
-Each can be overridden from outside: nothing is sent to third parties, and the terminal shows our lines
-rather than theirs (the command line prints a fault itself, so Prefect's copy of its traceback is left out).
+Prefect and Ray read the variables below when they are first imported, so they are set here, before any module of this
+package imports them; a variable that is set already stays. They keep Prefect, Ray and the Hub from sending statistics,
+and their log lines from the terminal (the command line prints errors itself).
 """
 
 import os

@@ -26,17 +26,17 @@ _LAST_WORD = re.compile(r"[\w.]+$")
 
 def sentences(text: str) -> list[str]:
     """The sentences of ``text`` in order, white space collapsed, none empty."""
-    found = []
+    result = []
     web = max(map(len, text.split("\n"))) > WRAPPED
     for paragraph in text.split("\n") if web else _PARAGRAPH.split(text):
         paragraph = " ".join(paragraph.split())
         start = 0
         for end in _END.finditer(paragraph):
             if not _abbreviated(paragraph[start : end.start()], end.group()):
-                found.append(paragraph[start : end.end()])
+                result.append(paragraph[start : end.end()])
                 start = end.end() + 1
-        found.append(paragraph[start:])
-    return [sentence for sentence in found if sentence]
+        result.append(paragraph[start:])
+    return [sentence for sentence in result if sentence]
 
 
 def lead(document: str, count: int = 1) -> str:
