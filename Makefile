@@ -10,8 +10,9 @@ install: $(VENV)/installed
 run: install
 	$(VENV)/bin/bitlm run --preset tiny $(ARGS)
 
+# The whole suite takes two processes; for a part, a second one costs more than it saves.
 test: $(VENV)/installed-test
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest $(or $(ARGS),-n 2)
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .

@@ -51,7 +51,19 @@ def build() -> Callable:
     return small_model
 
 
+# Files that take long, in the order in which two test processes should begin them: what others wait for goes first, and
+# many short files remain for the end, so that both processes end at about the same time.
+LONG = (
+    "tests/pipeline/test_command_line.py",
+    "tests/tasks/test_tokens_kills.py",
+    "tests/tasks/test_training.py",
+    "tests/tasks/test_evaluate.py",
+    "tests/pipeline/test_deployment.py",
+    "tests/pipeline/test_ray_job.py",
+    "tests/pipeline/",
+    "tests/tasks/",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take minutes go first: two workers then end at about the same time."""
-    long = ("tests/pipeline/", "tests/tasks/")
-    items.sort(key=lambda item: next((k for k, start in enumerate(long) if item.nodeid.startswith(start)), len(long)))
+    items.sort(key=lambda item: next((k for k, start in enumerate(LONG) if item.nodeid.startswith(start)), len(LONG)))

@@ -8,7 +8,6 @@ import pyarrow.parquet as pq
 import pytest
 from chain import SETTINGS, STEPS, assignments
 
-from flows import show
 from flows.cli import main
 
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
@@ -22,7 +21,7 @@ def test_every_step_is_made_once(finished):
 
 @pytest.mark.usefixtures("prefect_url")
 def test_a_second_run_reuses_everything_and_shows_the_result(finished, monkeypatch, capsys):
-    monkeypatch.setattr(show.STDOUT, "width", 120)
+    monkeypatch.setenv("COLUMNS", "120")
     assert main(["run", "--root", str(finished.root), *assignments(SETTINGS)]) == 0
     printed = capsys.readouterr()
     progress = ESCAPES.sub("", printed.err)
