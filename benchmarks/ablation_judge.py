@@ -44,7 +44,7 @@ def _figures(referee: BitLMForCausalLM, prompts: list[list[int]], blocks: Tensor
     nats = []
     for prompt, block in zip(prompts, blocks, strict=True):
         whole = torch.tensor([prompt + block.tolist()])
-        context = referee.context(whole)[:, -len(block) :, 0]
+        context = referee.compute_context(whole)[:, -len(block) :, 0]
         nats.append(referee.token_nll(context, whole[:, -len(block) :]).mean())
     each = torch.stack(nats).double()
     right = (blocks == real).double().mean(0).tolist()

@@ -23,7 +23,8 @@ from bitlm.data.summaries.prompts import encode_prompts
 from bitlm.evaluate.measures import MAIN_MEASURES
 from bitlm.evaluate.predictions import batches, load_model
 from bitlm.evaluate.rouge import score
-from bitlm.model import BitLMForCausalLM, Sampling
+from bitlm.generation import Sampling
+from bitlm.model import BitLMForCausalLM
 
 # What guidance does to |Â_0| decides what a threshold on it means, so every kind is tried.
 GUIDANCE = ((1.0, "prediction"), (9.0, "prediction"), (9.0, "logit"))

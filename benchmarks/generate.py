@@ -22,7 +22,8 @@ from torch import nn
 
 from bitlm.codes import min_bits
 from bitlm.config import configure
-from bitlm.model import BitLMConfig, BitLMForCausalLM, Sampling
+from bitlm.generation import Sampling
+from bitlm.model import BitLMConfig, BitLMForCausalLM
 from bitlm.model.config import QWEN3_IDS
 
 SCALES = ("tiny", "tiny-article", "0.6b", "1.7b", "4b", "8b")

@@ -12,7 +12,8 @@ from torch import Tensor
 from bitlm.errors import ConfigError
 from bitlm.packing import check_bits, check_range, pack, unpack
 
-__all__ = ["decode", "encode", "min_bits", "pack", "signs", "unpack"]
+Void = Literal["clamp", "nearest"]
+__all__ = ["Void", "decode", "encode", "min_bits", "pack", "unpack"]
 
 
 def min_bits(vocab_size: int) -> int:
@@ -22,24 +23,21 @@ def min_bits(vocab_size: int) -> int:
     return max(1, (vocab_size - 1).bit_length())
 
 
-def encode(ids: Tensor, num_bits: int) -> Tensor:
+def encode(ids: Tensor, num_bits: int, *, check: bool = True) -> Tensor:
     """φ: ids [...] (any integer type) → codes [..., B] of ±1, float32.
 
-    Raises ConfigError if an id does not fit in ``num_bits`` bits.
+    Raises ConfigError if an id does not fit in ``num_bits`` bits. The check makes a GPU wait; ``check=False`` is for
+    ids that are known to fit.
     """
-    check_bits(num_bits)
-    if ids.numel():
-        low, high = (int(bound) for bound in ids.aminmax())
-        check_range(low, high, num_bits)
-    return signs(ids, num_bits)
-
-
-def signs(ids: Tensor, num_bits: int) -> Tensor:
-    """``encode`` without the range check, which would make a GPU wait: for ids that are known to fit."""
+    if check:
+        check_bits(num_bits)
+        if ids.numel():
+            low, high = (int(bound) for bound in ids.aminmax())
+            check_range(low, high, num_bits)
     return ((ids.long()[..., None] >> _shifts(num_bits, ids.device)) & 1).float() * 2 - 1
 
 
-def decode(codes: Tensor, vocab_size: int, void: Literal["clamp", "nearest"] = "clamp") -> Tensor:
+def decode(codes: Tensor, vocab_size: int, void: Void = "clamp") -> Tensor:
     """φ⁻¹: the sign of each coordinate of codes [..., B] (any real values) → ids [...], int64, all below V.
 
     A void corner (an integer ≥ V) becomes ``V - 1`` with ``clamp``; with ``nearest`` it becomes the real id that costs
@@ -57,10 +55,9 @@ def decode(codes: Tensor, vocab_size: int, void: Literal["clamp", "nearest"] = "
         return ids.clamp(max=vocab_size - 1)
     if void != "nearest":
         raise ConfigError(f"void = {void!r} is unknown; choose clamp or nearest")
-    invalid = ids >= vocab_size
-    if invalid.any():
-        ids[invalid] = _nearest(codes[invalid], ids[invalid], vocab_size)
-    return ids
+    # Computed for every code: to look for the void ones first would make a GPU wait.
+    nearest = _nearest(codes.reshape(-1, num_bits), ids.flatten(), vocab_size).view(ids.shape)
+    return torch.where(ids >= vocab_size, nearest, ids)
 
 
 def _nearest(codes: Tensor, ids: Tensor, vocab_size: int) -> Tensor:

@@ -4,27 +4,28 @@ slots that start one after another (stagger), and blocks that end early once the
 Shapes: n blocks, m slots, B bits.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bitlm.codes import Void, decode, encode
 from bitlm.diffusion.loss import to_codes
 from bitlm.errors import ConfigError
 
 TimeGrid = Literal["uniform", "shifted"]
 GuidanceForm = Literal["prediction", "logit"]
-Denoiser = Callable[[Tensor, Any], Tensor]
-"""(A_t [n, m, B], t [1, m] or what stands for it in ``Schedule.seen``) → Â_0 [n, m, B]."""
+Denoiser = Callable[[Tensor, int], Tensor]
+"""(A_t [n, m, B], number k of the step, which stands for the levels ``Schedule.t[k]``) → Â_0 [n, m, B]."""
 
 
 class RowDenoiser(Protocol):
     """A ``Denoiser`` that can be restricted to some of its rows, as adaptive commitment needs."""
 
-    def __call__(self, noisy: Tensor, t: Any) -> Tensor: ...
+    def __call__(self, noisy: Tensor, k: int) -> Tensor: ...
 
     def keep(self, rows: Tensor) -> "RowDenoiser":
         """For the rows [r] int64 of the current ones, in that order."""
@@ -32,15 +33,26 @@ class RowDenoiser(Protocol):
 
 
 @dataclass(frozen=True)
+class RealCodes:
+    """Where a slot lands: on the code of a real token, φ(φ⁻¹(A)). Raises as ``bitlm.codes.decode``."""
+
+    vocab_size: int
+    void: Void = "clamp"
+
+    def __call__(self, values_nmB: Tensor) -> Tensor:
+        """Any values → values of the same magnitude whose signs are the code of a real token."""
+        ids = decode(values_nmB, self.vocab_size, self.void)
+        return values_nmB.abs() * encode(ids, values_nmB.shape[-1], check=False)
+
+
+@dataclass(frozen=True)
 class Schedule:
     """A table of ``noise_levels`` as K steps use it: ``t`` [K, 1, m] of each call, ``ratio`` [K, m, 1] the next level
-    divided by this one (1 where a slot is already clean), ``levels`` the K+1 rows of the table themselves, ``seen`` [K]
-    what the denoiser is given as t, by default ``t``."""
+    divided by this one (1 where a slot is already clean), ``levels`` the K+1 rows of the table themselves."""
 
     t: Tensor
     ratio: Tensor
     levels: tuple[tuple[float, ...], ...]
-    seen: Sequence[Any]
 
     @classmethod
     def of(cls, levels: Tensor, device: torch.device | str = "cpu") -> "Schedule":
@@ -48,16 +60,19 @@ class Schedule:
         t, following = levels[:-1], levels[1:]
         ratio = torch.where(t > 0, following / t, 1.0)
         rows = tuple(tuple(row) for row in levels.tolist())
-        t = t[:, None].float().to(device)
-        return cls(t, ratio[..., None].float().to(device), rows, t)
-
-    def seen_as(self, change: Callable[[Tensor], Any]) -> "Schedule":
-        """For a denoiser that computes something of every t [1, m] once for all blocks."""
-        return replace(self, seen=[change(t) for t in self.t])
+        return cls(t[:, None].float().to(device), ratio[..., None].float().to(device), rows)
 
     @property
     def num_steps(self) -> int:
         return len(self.t)
+
+    def has_clean_slot(self, k: int) -> bool:
+        """Whether a slot is clean before step k."""
+        return min(self.levels[k]) == 0
+
+    def lands(self, k: int) -> bool:
+        """Whether a slot becomes clean in step k."""
+        return any(after == 0 < before for before, after in zip(self.levels[k], self.levels[k + 1], strict=True))
 
 
 def noise_levels(
@@ -97,14 +112,18 @@ class Denoised:
     states: list[Tensor] | None = None
 
 
-def denoise_block(denoiser: Denoiser, noise: Tensor, schedule: Schedule, *, trace: bool = False) -> Denoised:
+def denoise_block(
+    denoiser: Denoiser, noise: Tensor, schedule: Schedule, real_codes: RealCodes, *, trace: bool = False
+) -> Denoised:
     """A_1 [n, m, B] → A_0 by exactly K calls of the denoiser.
 
-    A_next = ratio·A_t + (1 - ratio)·Â_0 with ratio = t_next/t; the last step lands on Â_0 itself.
+    A_next = ratio·A_t + (1 - ratio)·Â_0 with ratio = t_next/t. A slot's last step lands on Â_0 itself; where its signs
+    are a void corner, on the code of a real token.
     """
     current, states = noise, [noise]
     for k in range(schedule.num_steps):
-        current = _update(_estimate(denoiser, current, schedule, k), current, schedule, k)
+        estimate = _estimate(denoiser, current, schedule, k)
+        current = _update(estimate, current, schedule, k, real_codes)
         if trace:
             states.append(current)
     steps = torch.full((len(noise),), schedule.num_steps)
@@ -112,7 +131,13 @@ def denoise_block(denoiser: Denoiser, noise: Tensor, schedule: Schedule, *, trac
 
 
 def denoise_until_committed(
-    denoiser: RowDenoiser, noise: Tensor, schedule: Schedule, threshold: float, *, trace: bool = False
+    denoiser: RowDenoiser,
+    noise: Tensor,
+    schedule: Schedule,
+    real_codes: RealCodes,
+    threshold: float,
+    *,
+    trace: bool = False,
 ) -> Denoised:
     """``denoise_block``, but a block leaves the batch with its Â_0 after the first call that decides it: every bit has
     the sign it had at the call before, and |Â_0| above ``threshold``. Bits of a clean slot are decided.
@@ -125,21 +150,21 @@ def denoise_until_committed(
     current, before = noise, None
     for k in range(schedule.num_steps):
         estimate = _estimate(denoiser, current, schedule, k)
-        current = _update(estimate, current, schedule, k)
+        current = _update(estimate, current, schedule, k, real_codes)
         decided = torch.full((len(rows),), k == schedule.num_steps - 1, device=noise.device)
         if before is not None:
             decided |= _decided(estimate, before, schedule.t[k], threshold)
-        current = torch.where(decided[:, None, None], estimate, current)
+        current = torch.where(decided[:, None, None], real_codes(estimate), current)
         for row, state in zip(rows.tolist(), current, strict=True) if trace else ():
             states[row].append(state)
         before = estimate
         if decided.any():
             gone, left = rows[decided], (~decided).nonzero().flatten()
-            final[gone], steps[gone.cpu()] = estimate[decided], k + 1
+            final[gone], steps[gone.cpu()] = current[decided], k + 1
             if len(left) == 0:
                 break
             denoiser, rows, current, before = denoiser.keep(left), rows[left], current[left], before[left]
-    return Denoised(final, steps, [torch.stack(made) for made in states] if trace else None)
+    return Denoised(final, steps, [torch.stack(each) for each in states] if trace else None)
 
 
 def guide(conditional: Tensor, null: Tensor, guidance_scale: float, form: GuidanceForm) -> Tensor:
@@ -165,17 +190,21 @@ def calls_per_step(guidance_scale: float) -> int:
 
 
 def _estimate(denoiser: Denoiser, current: Tensor, schedule: Schedule, k: int) -> Tensor:
-    """Â_0 at call k. A clean slot shows the denoiser its code, as in training, and keeps its value: with guidance the
-    value it landed on may lie far outside [-1, 1]."""
-    if min(schedule.levels[k]) > 0:
-        return denoiser(current, schedule.seen[k])
+    """Â_0 at step k. The denoiser sees the code of a clean slot, as in training; the slot keeps its value, which with
+    guidance may lie far outside [-1, 1]."""
+    if not schedule.has_clean_slot(k):
+        return denoiser(current, k)
     clean = (schedule.t[k] == 0)[..., None]  # [1, m, 1]
     code = torch.where(current > 0, 1.0, -1.0)
-    return torch.where(clean, current, denoiser(torch.where(clean, code, current), schedule.seen[k]))
+    return torch.where(clean, current, denoiser(torch.where(clean, code, current), k))
 
 
-def _update(estimate: Tensor, current: Tensor, schedule: Schedule, k: int) -> Tensor:
-    return torch.lerp(estimate, current, schedule.ratio[k])
+def _update(estimate: Tensor, current: Tensor, schedule: Schedule, k: int, real_codes: RealCodes) -> Tensor:
+    following = torch.lerp(estimate, current, schedule.ratio[k])
+    if not schedule.lands(k):
+        return following
+    landed = (schedule.ratio[k] == 0)[None]  # [1, m, 1]
+    return torch.where(landed, real_codes(following), following)
 
 
 def _decided(estimate: Tensor, before: Tensor, t: Tensor, threshold: float) -> Tensor:

@@ -17,7 +17,8 @@ from bitlm.artifacts.store import Store
 from bitlm.config import EvaluateConfig
 from bitlm.data.shards.tokenizer import INFO_FILE, TOKENIZER_FILE, TextTokenizer
 from bitlm.errors import ArtifactError
-from bitlm.model import BitLMForCausalLM, GenerateOutput, Sampling
+from bitlm.generation import GenerateOutput, Sampling
+from bitlm.model import BitLMForCausalLM
 
 SCHEMA = pa.schema(
     [

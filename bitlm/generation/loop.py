@@ -1,24 +1,21 @@
-"""Generation with both heads: one backbone pass with the key/value cache per block, then the head realizes the block.
+"""The loop of generation: one backbone pass with the key/value cache per block, then the head realizes the block.
 
-``stream_blocks`` is the loop, ``generate`` collects it; both are also methods of the model (``stream``, ``generate``).
 A row's output depends on its prompt, its example id, the options and the seed alone: prompts are padded on the left by
 masked entries, and noise belongs to (seed, example id, block).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bitlm.errors import ConfigError
-from bitlm.generation.cache import BackboneState
+from bitlm.generation.cache import CachedContext
 from bitlm.generation.options import Sampling, check_prompts
+from bitlm.generation.protocol import GenerativeModel
 from bitlm.generation.realization import Realized, realizer
-
-if TYPE_CHECKING:
-    from bitlm.model.model import BitLMForCausalLM
 
 
 @dataclass(frozen=True)
@@ -60,18 +57,18 @@ class GenerateOutput:
     states: list[list[Tensor]] = field(default_factory=list)
 
 
+def options_of(sampling: Sampling | None, options: Mapping[str, Any]) -> Sampling:
+    """``sampling`` with single options in place of its own, or the options alone."""
+    return Sampling(**options) if sampling is None else replace(sampling, **options)
+
+
 def generate(
-    model: "BitLMForCausalLM",
-    prompts: Sequence[Sequence[int]],
-    *,
-    example_ids: Sequence[int] | None = None,
-    sampling: Sampling | None = None,
-    **options,
+    model: GenerativeModel, prompts: Sequence[Sequence[int]], example_ids: Sequence[int] | None, sampling: Sampling
 ) -> GenerateOutput:
-    """Continue each prompt until its end token or ``max_new_tokens``. Arguments and errors as in ``stream_blocks``."""
+    """``GenerationMixin.generate``."""
     n = len(prompts)
     output = GenerateOutput([[] for _ in prompts], [False] * n, [0] * n, [0] * n, [0] * n, [[] for _ in prompts])
-    for step in stream_blocks(model, prompts, example_ids=example_ids, sampling=sampling, **options):
+    for step in stream(model, prompts, example_ids, sampling):
         for i, row in enumerate(step.rows):
             output.ids[row].extend(step.ids[i])
             output.ended[row] = step.ended[i]
@@ -83,25 +80,10 @@ def generate(
     return output
 
 
-def stream_blocks(
-    model: "BitLMForCausalLM",
-    prompts: Sequence[Sequence[int]],
-    *,
-    example_ids: Sequence[int] | None = None,
-    sampling: Sampling | None = None,
-    **options,
+def stream(
+    model: GenerativeModel, prompts: Sequence[Sequence[int]], example_ids: Sequence[int] | None, sampling: Sampling
 ) -> Iterator[BlockStep]:
-    """Continue all prompts in step and yield each block as soon as it is realized. Rows that ended leave the batch.
-
-    ``prompts``: for each, at least one token id; lengths may differ. ``example_ids`` (by default the prompts' numbers)
-    key the randomness of each. Options are the fields of ``Sampling``, given one by one or as ``sampling`` (single ones
-    then replace its own): ``max_new_tokens`` is needed, K = ``num_steps`` = 15, ω = ``guidance_scale`` = 9, ….
-
-    Raises ConfigError, before anything runs, for an option out of its range, an empty prompt, ids outside the
-    vocabulary, a prompt for which the model has too few positions, a wrong number of example ids, or a trace of the LM
-    head, which has no bits.
-    """
-    sampling = Sampling(**options) if sampling is None else replace(sampling, **options)
+    """``GenerationMixin.stream``."""
     check_prompts(model.config, prompts, sampling.max_new_tokens)
     if example_ids is not None and len(example_ids) != len(prompts):
         raise ConfigError(f"{len(example_ids)} example ids for {len(prompts)} prompts: give one for each")
@@ -111,7 +93,7 @@ def stream_blocks(
 
 
 def _blocks(
-    model: "BitLMForCausalLM", prompts: Sequence[Sequence[int]], keys: list[int], sampling: Sampling
+    model: GenerativeModel, prompts: Sequence[Sequence[int]], keys: list[int], sampling: Sampling
 ) -> Iterator[BlockStep]:
     m, end_id = model.config.block_size, model.config.end_token_id
     rows = list(range(len(prompts)))
@@ -120,7 +102,7 @@ def _blocks(
         if not rows:
             return
         with torch.inference_mode():
-            state = state or BackboneState(model, prompts)
+            state = state or CachedContext(model, prompts)
             realize = realize or realizer(model, sampling)
             realized = realize(state.context, [keys[row] for row in rows], start // m)
             step = _cut(rows, realized, end_id, sampling.max_new_tokens - start)

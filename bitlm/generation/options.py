@@ -3,12 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from bitlm.codes import Void
 from bitlm.config import EvaluateConfig
 from bitlm.diffusion.sampler import GuidanceForm, TimeGrid, calls_per_step, noise_levels
 from bitlm.errors import ConfigError
-from bitlm.model.config import BitLMConfig
+from bitlm.generation.protocol import GenerativeConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Sampling:
     time_grid: TimeGrid = "uniform"
     time_shift: float = 3.0
     stagger: float = 0.0
-    void: Literal["clamp", "nearest"] = "clamp"
+    void: Void = "clamp"
     commit_threshold: float | None = None
     temperature: float = 0.0
     seed: int = 0
@@ -72,7 +72,7 @@ class Sampling:
         return calls_per_step(self.guidance_scale)
 
 
-def check_prompts(config: BitLMConfig, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+def check_prompts(config: GenerativeConfig, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
     """Raises ConfigError, naming the prompt, if one is empty, holds an id outside the vocabulary, or is longer than the
     model's positions leave room for."""
     for row, prompt in enumerate(prompts):

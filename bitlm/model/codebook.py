@@ -1,22 +1,22 @@
 """The codebook: bits stay the space of diffusion, but the denoiser reasons over the V real tokens.
 
 With E the backbone's embedding rows, R these or a copy of them with fewer columns, φ(y) the code of token y, u the
-unigram frequencies, and for each slot i ``q`` = (W·C)_i and ℓ, the log-odds of its bits that need no network (the
-matched filter's 2(1-t)·A_t/t² and, on the direct context path, those read from C):
+unigram frequencies, and for each slot i ``q`` = (W·C)_i and ℓ the evidence on its bits that needs no network (the
+matched filter's 2(1-t)·A_t/t² and, on the direct context path, the log-odds read from C):
 
-    p⁰(y | A_t, C) ∝ exp(E_y·q + log u_y + ½ ℓ·φ(y)),             R̄_i = √R·Σ_y p⁰(y)·R_y, what slot i is likely to be
-    a_i = U·h_i + Σ_j T_{j-i}·R̄_j                                 h the head's own hidden state, which is shown R̄
+    p⁰(y | A_t, C) ∝ exp(E_y·q + log u_y + ½ ℓ·φ(y)),             R̄_i = √R·Σ_y p⁰(y)·R_y, the mean row of slot i
+    a_i = U·h_i + Σ_j T_{j-i}·R̄_j                                 the correction; h are the network's hidden states
     p(y | A_t, C) ∝ p⁰(y)·exp(R_y·a_i),                           Â_0 = Σ_y p(y)·φ(y)
 
-T couples the slots of a block: it says which tokens go together at a distance of j - i places. In training nothing of
-n·m × V is held: the slots are worked off in chunks that the backward pass computes again. A sampler keeps the likeliest
+T couples the slots of a block: it says which tokens go together at a distance of j - i places. Training never holds
+n·m × V values: the slots are computed in chunks, which the backward pass computes again. A sampler keeps the likeliest
 tokens of each slot, and E_y·q + log u_y.
-Shapes: n blocks, m slots, k = n·m slots in a row, c tokens of choice, B bits, D backbone width, R columns of R.
+Shapes: n blocks, m slots, k = n·m slots in a row, c tokens, B bits, D backbone width, R columns of R.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -24,76 +24,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from bitlm.codes import signs
+from bitlm.codes import encode
 from bitlm.errors import ConfigError
 from bitlm.model.config import BitLMConfig
+from bitlm.model.state import BlockState, HeadConstants
 
 CHUNK = 2**23  # scores held at once in training, in float32: 32 MiB
 TINY = 1e-30  # keeps the log-odds of a bit finite where no token, or none of weight, has its other value
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The tokens that p ranges over in each slot: ``base`` [..., c] float32 is the part of their score that C decides,
-    ``rows`` and ``codes`` are R and φ, of all slots alike ([c, R], [c, B]) or of each ([..., c, R], [..., c, B])."""
-
-    base: Tensor
-    rows: Tensor
-    codes: Tensor
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> "Choice":
-        """``change`` what belongs to slots; what all share stays."""
-        tables = (table if table.ndim == 2 else change(table) for table in (self.rows, self.codes))
-        return Choice(change(self.base), *tables)
-
-    def among(self, tokens: Tensor) -> "Choice":
-        """Of a choice between all V tokens, in n blocks or in one that stands for n: only ``tokens`` [n, m, c]."""
-        base = self.base.expand(len(tokens), -1, -1).gather(-1, tokens)
-        return Choice(base, self.rows[tokens], self.codes[tokens])
-
-    def scores(self, log_odds: Tensor, answer: Tensor | None) -> Tensor:
-        """log p up to a constant, [..., c] float32. ``log_odds`` ℓ [..., B] float32, ``answer`` a [..., R]."""
-        scores = self.base
-        if answer is not None:
-            scores = scores + _dot(self.rows, answer).to(scores.dtype)
-        with torch.autocast(scores.device.type, enabled=False):  # at little noise ℓ is large, and its differences count
-            return scores + _dot(self.codes, log_odds / 2)
-
-
-@dataclass(frozen=True)
-class Lexicon:
-    """Everything the codebook knows of the V tokens: ``embedding`` E [V, D], ``rows`` R [V, R], ``codes`` φ [V, B]
-    and ``log_unigram`` log u [V]."""
-
-    embedding: Tensor
-    rows: Tensor
-    codes: Tensor
-    log_unigram: Tensor
-
-    def choice(self, query: Tensor) -> Choice:
-        """All V tokens, for queries q [..., D]."""
-        return Choice(F.linear(query, self.embedding).float() + self.log_unigram, self.rows, self.codes)
-
-
 class Codebook(nn.Module):
-    """The parameters of the codebook, apart from U, which is the head's output map. Where the head answers with bits,
-    there is no T."""
+    """The parameters of the codebook, apart from U, which is the readout's output map. Without ``coupled`` there is no
+    T."""
 
     log_unigram: Tensor
 
-    def __init__(self, config: BitLMConfig) -> None:
+    def __init__(self, config: BitLMConfig, coupled: bool) -> None:
         super().__init__()
+        head = config.diffusion_head
         self.vocab_size, self.num_bits = config.vocab_size, config.num_bits
         size = config.block_size * config.hidden_size
         self.query = nn.Linear(size, size, bias=False)  # W
         self.reach = config.block_size - 1
-        columns = config.diffusion_head.codebook_rank or config.hidden_size  # R
+        columns = head.codebook_rank or config.hidden_size  # R
         self.low_rank = None
-        if config.diffusion_head.codebook_rank is not None:
+        if head.codebook_rank is not None:
             self.low_rank = nn.Linear(config.hidden_size, columns, bias=False)
-        self.feature = nn.Linear(columns, config.diffusion_head.width, bias=False)
+        self.feature = nn.Linear(columns, head.width, bias=False)
         self.coupling = None
-        if config.diffusion_head.denoiser == "codebook":
+        if coupled:
             self.coupling = nn.Linear((2 * self.reach + 1) * columns, columns, bias=False)  # T_{1-m} … T_{m-1}
         self.register_buffer("log_unigram", torch.zeros(config.vocab_size))
 
@@ -104,77 +63,96 @@ class Codebook(nn.Module):
         smoothed = counts.double() + 1
         self.log_unigram.copy_((smoothed / smoothed.sum()).log())
 
-    def queries(self, context: Tensor) -> Tensor:
-        """C [n, m, D] → q [n, m, D]."""
-        return self.query(context.flatten(1)).view(context.shape)
-
-    def couple(self, likely: Tensor) -> Tensor:
-        """R̄ [n, m, R] → Σ_j T_{j-i}·R̄_j [n, m, R]."""
-        columns = likely.shape[-1]
-        padded = F.pad(likely, (0, 0, self.reach, self.reach)).flatten(1)  # nothing beyond the block
-        return self.coupling(padded.unfold(1, self.coupling.in_features, columns))
-
-    def lexicon(self, embedding: Tensor) -> Lexicon:
-        """From the backbone's embedding matrix, whose rows beyond V take no part."""
+    def constants(self, embedding: Tensor) -> HeadConstants:
+        """The tables of the V tokens, from the backbone's embedding matrix [rows, D]."""
         embedding = embedding[: self.vocab_size]
         rows = embedding if self.low_rank is None else self.low_rank(embedding)
         codes = _all_codes(self.vocab_size, self.num_bits, embedding.device)
-        return Lexicon(embedding, rows, codes, self.log_unigram)
+        return HeadConstants(embedding=embedding, rows=rows, codes=codes, log_unigram=self.log_unigram)
+
+    def add_scores(self, block: BlockState, context_nmD: Tensor, constants: HeadConstants) -> BlockState:
+        """The block with the scores of all V tokens or, where these take too much memory, with the query for them."""
+        query_nmD = self.query(context_nmD.flatten(1)).view(context_nmD.shape)
+        if _fits(query_nmD, self.vocab_size):
+            return replace(block, scores=_scores(query_nmD, constants))
+        return replace(block, query=query_nmD)
+
+    def keep_likeliest(
+        self, block: BlockState, context_nmD: Tensor, constants: HeadConstants, count: int
+    ) -> tuple[BlockState, Tensor | None]:
+        """The block with the scores of the ``count`` tokens per slot that are likeliest given C, and their ids
+        [n, m, count]; with those of all V tokens, and None, where there are no more."""
+        query_nmD = self.query(context_nmD.flatten(1)).view(context_nmD.shape)
+        if count >= self.vocab_size:
+            return replace(block, scores=_scores(query_nmD, constants)), None
+
+        def likeliest(query_kD: Tensor, *context_log_odds: Tensor) -> Tensor:
+            scores_kV = _scores(query_kD, constants)
+            if context_log_odds:
+                scores_kV = _posterior_scores(scores_kV, constants.rows, constants.codes, *context_log_odds)
+            return scores_kV.topk(count, dim=-1).indices
+
+        def scores_of(query_kD: Tensor, tokens_kc: Tensor) -> Tensor:
+            return _scores(query_kD, constants).gather(-1, tokens_kc)
+
+        evidence = [] if block.context_log_odds is None else [block.context_log_odds]
+        tokens_nmc = in_chunks(likeliest, self.vocab_size, query_nmD, *evidence)
+        scores_nmc = in_chunks(scores_of, self.vocab_size, query_nmD, tokens_nmc)
+        kept = replace(block, scores=scores_nmc, rows=constants.rows[tokens_nmc], codes=constants.codes[tokens_nmc])
+        return kept, tokens_nmc
+
+    def couple(self, mean_rows_nmR: Tensor) -> Tensor:
+        """R̄ → Σ_j T_{j-i}·R̄_j [n, m, R]."""
+        columns = mean_rows_nmR.shape[-1]
+        padded = F.pad(mean_rows_nmR, (0, 0, self.reach, self.reach)).flatten(1)  # nothing beyond the block
+        return self.coupling(padded.unfold(1, self.coupling.in_features, columns))
+
+    def over_tokens(
+        self, function: Callable[..., Tensor], constants: HeadConstants, block: BlockState, *slots: Tensor
+    ) -> Tensor:
+        """``function(scores, rows, codes, *slots)`` over the tokens of the block; ``slots`` [n, m, ...] go along."""
+        if block.scores is not None:
+            rows = constants.rows if block.rows is None else block.rows
+            codes = constants.codes if block.codes is None else block.codes
+            return function(block.scores, rows, codes, *slots)
+
+        def over_all(query_kD: Tensor, *slots: Tensor) -> Tensor:
+            return function(_scores(query_kD, constants), constants.rows, constants.codes, *slots)
+
+        return in_chunks(over_all, self.vocab_size, block.query, *slots)
 
 
-def likeliest(lexicon: Lexicon, query: Tensor, log_odds: Tensor | None, count: int) -> tuple[Choice, Tensor | None]:
-    """For q [n, m, D] and, on the direct path, ℓ of the context [n, m, B]: the ``count`` likeliest tokens of each slot
-    and their ids [n, m, count], or all V tokens (and None) where there are no more."""
-    if count >= len(lexicon.codes):
-        return lexicon.choice(query), None
-
-    def pick(query: Tensor, *log_odds: Tensor) -> Tensor:
-        choice = lexicon.choice(query)
-        scores = choice.scores(*log_odds, None) if log_odds else choice.base
-        return scores.topk(count, dim=-1).indices
-
-    given = [query] if log_odds is None else [query, log_odds]
-    tokens = in_chunks(pick, len(lexicon.codes), *given)
-
-    def gather(query: Tensor, tokens: Tensor) -> Tensor:
-        return lexicon.choice(query).base.gather(-1, tokens)
-
-    base = in_chunks(gather, len(lexicon.codes), query, tokens)
-    return Choice(base, lexicon.rows[tokens], lexicon.codes[tokens]), tokens
+def mean_row(scores: Tensor, rows: Tensor, codes: Tensor, evidence: Tensor) -> Tensor:
+    """R̄ = √R·Σ_y p⁰(y)·R_y, [..., R], for scores [..., c] and evidence ℓ [..., B]. The entries of a row as long as one
+    are about 1/√R: the factor lets what reads them learn as fast as what reads the bits."""
+    weights = _posterior_scores(scores, rows, codes, evidence).softmax(-1).to(rows.dtype)
+    return _mean(rows, weights) * math.sqrt(rows.shape[-1])
 
 
-def likely_row(choice: Choice, log_odds: Tensor) -> Tensor:
-    """R̄ = √R·Σ_y p⁰(y)·R_y [..., R]: what C and A_t alone tell of the token. The entries of a row as long as
-    one are about 1/√R: the factor lets what reads them learn as fast as what reads the bits."""
-    weights = choice.scores(log_odds, None).softmax(-1).to(choice.rows.dtype)
-    return _mean(choice.rows, weights) * math.sqrt(choice.rows.shape[-1])
-
-
-def log_odds_of_bits(choice: Choice, log_odds: Tensor, answer: Tensor | None = None) -> Tensor:
+def bit_log_odds(
+    scores: Tensor, rows: Tensor, codes: Tensor, evidence: Tensor, correction: Tensor | None = None
+) -> Tensor:
     """log P(bit = 1) - log P(bit = 0) under p, [..., B] float32; Â_0 is their ``to_codes``."""
-    weights = choice.scores(log_odds, answer).softmax(-1)
+    weights = _posterior_scores(scores, rows, codes, evidence, correction).softmax(-1)
     with torch.autocast(weights.device.type, enabled=False):
-        one, zero = (_mean((sign * choice.codes).clamp(min=0), weights) for sign in (1, -1))
+        one, zero = (_mean((sign * codes).clamp(min=0), weights) for sign in (1, -1))
     return (one + TINY).log() - (zero + TINY).log()
 
 
-def nll(choice: Choice, log_odds: Tensor, answer: Tensor, targets: Tensor) -> Tensor:
+def token_nll(
+    scores: Tensor, rows: Tensor, codes: Tensor, evidence: Tensor, correction: Tensor, targets: Tensor
+) -> Tensor:
     """-log p of token ids [...] among all V tokens, nats [...]."""
-    scores = choice.scores(log_odds, answer)
-    return F.cross_entropy(scores.flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
+    log_p = _posterior_scores(scores, rows, codes, evidence, correction)
+    return F.cross_entropy(log_p.flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
 
 
-def fits(slots: Tensor, width: int) -> bool:
-    """Whether ``width`` scores for every slot of [n, m, ...] may be held at once."""
-    return math.prod(slots.shape[:2]) * width <= CHUNK
-
-
-def in_chunks(function: Callable[..., Tensor], width: int, *given: Tensor) -> Tensor:
+def in_chunks(function: Callable[..., Tensor], width: int, *slots: Tensor) -> Tensor:
     """``function`` of tensors [n, m, ...], applied to [k, ...] slots in a row, as many at once as may hold ``width``
     scores each. The backward pass computes every chunk again, if there is more than one."""
-    shape = given[0].shape[:2]
-    flat = [tensor.flatten(0, 1) for tensor in given]
-    if fits(given[0], width):
+    shape = slots[0].shape[:2]
+    flat = [tensor.flatten(0, 1) for tensor in slots]
+    if _fits(slots[0], width):
         return function(*flat).unflatten(0, shape)
     size = max(1, CHUNK // width)
     parts = []
@@ -182,6 +160,34 @@ def in_chunks(function: Callable[..., Tensor], width: int, *given: Tensor) -> Te
         chunk = [tensor[start : start + size] for tensor in flat]
         parts.append(checkpoint(function, *chunk, use_reentrant=False) if torch.is_grad_enabled() else function(*chunk))
     return torch.cat(parts).unflatten(0, shape)
+
+
+def last_vector(m: int, D: int) -> Tensor:
+    """The W [m·D, m·D] that gives every slot the last vector of C."""
+    weight = torch.zeros(m, D, m, D)
+    weight[:, :, -1] = torch.eye(D)
+    return weight.view(m * D, m * D)
+
+
+def _scores(query: Tensor, constants: HeadConstants) -> Tensor:
+    """q [..., D] → E_y·q + log u_y of all V tokens, [..., V] float32."""
+    return F.linear(query, constants.embedding).float() + constants.log_unigram
+
+
+def _posterior_scores(
+    scores: Tensor, rows: Tensor, codes: Tensor, evidence: Tensor, correction: Tensor | None = None
+) -> Tensor:
+    """log p up to a constant, [..., c] float32, of scores [..., c], evidence ℓ [..., B] float32, correction a [..., R].
+    ``rows`` and ``codes`` belong to all slots ([c, R], [c, B]) or to each ([..., c, R], [..., c, B])."""
+    if correction is not None:
+        scores = scores + _dot(rows, correction).to(scores.dtype)
+    with torch.autocast(scores.device.type, enabled=False):  # at little noise ℓ is large, and its differences count
+        return scores + _dot(codes, evidence / 2)
+
+
+def _fits(slots: Tensor, width: int) -> bool:
+    """Whether ``width`` scores for every slot of [n, m, ...] may be held at once."""
+    return math.prod(slots.shape[:2]) * width <= CHUNK
 
 
 def _dot(table: Tensor, vector: Tensor) -> Tensor:
@@ -194,14 +200,7 @@ def _mean(table: Tensor, weights: Tensor) -> Tensor:
     return weights @ table if table.ndim == 2 else (weights[..., None, :] @ table).squeeze(-2)
 
 
-def last_vector(m: int, D: int) -> Tensor:
-    """The W [m·D, m·D] that gives every slot the last vector of C."""
-    weight = torch.zeros(m, D, m, D)
-    weight[:, :, -1] = torch.eye(D)
-    return weight.view(m * D, m * D)
-
-
 @lru_cache(maxsize=4)
 def _all_codes(vocab_size: int, num_bits: int, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # the same tensor serves training
-        return signs(torch.arange(vocab_size, device=device), num_bits)
+        return encode(torch.arange(vocab_size, device=device), num_bits, check=False)

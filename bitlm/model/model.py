@@ -1,6 +1,5 @@
 """BitLM: a Qwen3 backbone over blocks of m tokens with the diffusion head or, as the baseline, a vocabulary softmax."""
 
-import math
 from dataclasses import dataclass
 from os import PathLike
 
@@ -8,21 +7,23 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Qwen3Model
+from transformers import AutoConfig, AutoModelForCausalLM, Cache, PreTrainedModel, Qwen3Model
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from bitlm.codes import signs
+from bitlm.codes import encode
 from bitlm.config import DiffusionConfig
 from bitlm.diffusion.loss import bit_loss
 from bitlm.diffusion.noise import BlockShape, Noise, NoiseKeys, block_noise
 from bitlm.diffusion.process import corrupt
 from bitlm.errors import ArtifactError, ConfigError
-from bitlm.generation.loop import generate, stream_blocks
-from bitlm.model.backbone import initialize_scaled, positions, training_mask
-from bitlm.model.codebook import last_vector
+from bitlm.generation.mixin import GenerationMixin
+from bitlm.model.backbone import attention_mask as build_mask
+from bitlm.model.backbone import positions
 from bitlm.model.config import BitLMConfig
-from bitlm.model.head import DiffusionHead, Prepared
+from bitlm.model.fresh import initialize_head, initialize_scaled
+from bitlm.model.head import DiffusionHead, LanguageModelHead
+from bitlm.model.state import HeadConstants
 
 DEFAULT_DIFFUSION = DiffusionConfig()
 
@@ -41,23 +42,7 @@ class BitLMOutput(ModelOutput):
     in_loss: Tensor | None = None
 
 
-class LanguageModelHead(nn.Module):
-    """The vocabulary softmax; without its own matrix when the embedding serves as the output (tied)."""
-
-    def __init__(self, config: BitLMConfig) -> None:
-        super().__init__()
-        self.vocab_size = config.vocab_size
-        self.output = None
-        if not config.tie_word_embeddings:
-            self.output = nn.Linear(config.hidden_size, config.embedding_rows, bias=False)
-
-    def forward(self, context: Tensor, embedding: Tensor) -> Tensor:
-        """[..., D] → logits [..., V] float32; rows that only pad the matrix take no part."""
-        weight = embedding if self.output is None else self.output.weight
-        return F.linear(context, weight[: self.vocab_size]).float()
-
-
-class BitLMForCausalLM(PreTrainedModel):
+class BitLMForCausalLM(GenerationMixin, PreTrainedModel):
     config_class = BitLMConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
@@ -78,9 +63,7 @@ class BitLMForCausalLM(PreTrainedModel):
         return self.model.embed_tokens
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Backbone and learned vectors: normal with ``initializer_range``, as Qwen3, or ``initialize_scaled``. Head: as
-        BitDance (Xavier-uniform matrices, zero modulation and output). What the direct path and the codebook read from
-        C starts from nothing, but for the codebook's query: the last vector before the block, which knows most."""
+        """Backbone and learned vectors: normal with ``initializer_range``, as Qwen3, or ``initialize_scaled``."""
         super()._init_weights(module)
         std = self.config.initializer_range
         if module is self:
@@ -91,19 +74,7 @@ class BitLMForCausalLM(PreTrainedModel):
             if self.slot_embedding is not None:
                 init.zeros_(self.slot_embedding)
         elif isinstance(module, DiffusionHead):
-            for linear in (part for part in module.modules() if isinstance(part, nn.Linear)):
-                init.xavier_uniform_(linear.weight)
-            for linear in (*module.modulations, module.final_modulation, module.output):
-                init.zeros_(linear.weight)
-            if module.prior is not None:
-                init.zeros_(module.prior.weight)
-            if module.codebook is not None:
-                init.copy_(module.codebook.query.weight, last_vector(*module.null_context.shape))
-                init.constant_(module.codebook.log_unigram, -math.log(self.config.vocab_size))
-                if module.codebook.coupling is not None:
-                    init.zeros_(module.codebook.coupling.weight)
-            for vectors in (module.null_context, module.slot_embedding, module.time[0].weight, module.time[2].weight):
-                init.normal_(vectors, std=std)
+            initialize_head(module, std)
 
     @classmethod
     def from_pretrained(cls, source: str | PathLike, *args, output_loading_info: bool = False, **kwargs):
@@ -112,7 +83,7 @@ class BitLMForCausalLM(PreTrainedModel):
 
         Raises ArtifactError naming the source and the first tensor that is missing, unknown or of another shape.
         """
-        kwargs["ignore_mismatched_sizes"] = True  # told below, by name
+        kwargs["ignore_mismatched_sizes"] = True  # reported below, by name
         model, info = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
         for name in sorted(info["missing_keys"]):
             raise ArtifactError(f"{source}: tensor {name} is missing; the checkpoint is incomplete or of another model")
@@ -131,13 +102,13 @@ class BitLMForCausalLM(PreTrainedModel):
             raise ArtifactError(f"{folder}: no readable model there ({str(error).splitlines()[0]})") from error
 
     def set_unigram(self, counts: Tensor) -> None:
-        """Tell the codebook how often each of the V tokens occurs, counts [V]. To be done before training.
+        """Set the codebook's unigram frequencies from the counts of the V tokens [V], before training.
 
         Raises ConfigError for a head without a codebook, or counts of another vocabulary.
         """
         if not self.config.has_codebook:
             raise ConfigError("this model's head has no codebook, so it has no use for unigram counts")
-        self.head.codebook.set_unigram(counts)
+        self.head.readout.codebook.set_unigram(counts)
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """ids [b, L] → what the backbone is fed, [b, L, D]; L is a whole number of blocks."""
@@ -146,33 +117,68 @@ class BitLMForCausalLM(PreTrainedModel):
             return embedded
         return embedded + self.slot_embedding.repeat(input_ids.shape[1] // self.config.block_size, 1)
 
-    def prepare(self, context: Tensor) -> Prepared:
-        """C [n, m, D] → what the diffusion head computes of it once, to train on."""
-        return self.head.prepare(context, self.model.embed_tokens.weight)
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The layers of backbone and head, in order: what is sharded one by one."""
+        head = self.head.network.layers if isinstance(self.head, DiffusionHead) else ()
+        return [*self.model.layers, *head]
 
-    def context(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    def head_constants(self) -> HeadConstants:
+        """What the diffusion head computes once, whatever the context."""
+        return self.head.constants(self.model.embed_tokens.weight)
+
+    def sampling_constants(self, t_K1m: Tensor, guided: bool) -> HeadConstants:
+        """The same for a sampler whose K steps have the noise levels ``t``."""
+        return self.head.sampling_constants(self.model.embed_tokens.weight, t_K1m, guided)
+
+    def token_logits(self, context: Tensor) -> Tensor:
+        """LM head: C [..., D] → [..., V] float32."""
+        return self.head(context, self.model.embed_tokens.weight)
+
+    def compute_context(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """ids [b, L] → C [b, N, m, D]: entry n is all that the head may know when it realizes block n.
 
         The start block and all blocks but the last are fed. ``attention_mask`` [b, L] is 0 on left padding.
         Raises ConfigError if m does not divide L.
         """
-        b, L = input_ids.shape
-        m = self.config.block_size
+        L, m = input_ids.shape[1], self.config.block_size
         if L == 0 or L % m:
             raise ConfigError(f"a sequence of {L} tokens is not a whole number of blocks of {m}")
-        embedded = self.embed(input_ids[:, : L - m])
-        fed = torch.cat([self.start_block.expand(b, -1, -1), embedded], dim=1)  # [b, L, D]
-        visible = position_ids = None
+        visible = None
         if attention_mask is not None:
             visible = F.pad(attention_mask[:, : L - m].bool(), (m, 0), value=True)
-            position_ids = positions(visible, m)
-        hidden = self.model(
-            inputs_embeds=fed,
-            attention_mask={"full_attention": training_mask(L, m, visible, fed.device)},
+        return self._hidden_states(self._with_start(input_ids[:, : L - m]), visible).unflatten(1, (L // m, m))
+
+    def next_context(self, input_ids: Tensor, visible: Tensor | None, cache: Cache) -> Tensor:
+        """Feed ids [r, q] and return C [r, m, D] of the block that follows them.
+
+        An empty ``cache`` is filled from the start block and whole prompts; afterwards ids are one block, and the cache
+        holds all before it. ``visible`` [r, m + tokens so far] is False on padding; None where there is none.
+        """
+        fed = self.embed(input_ids) if cache.get_seq_length() else self._with_start(input_ids)
+        return self._hidden_states(fed, visible, cache)[:, -self.config.block_size :]
+
+    def _with_start(self, input_ids: Tensor) -> Tensor:
+        """The start block and then the embedded ids [b, L]: [b, m + L, D]."""
+        return torch.cat([self.start_block.expand(len(input_ids), -1, -1), self.embed(input_ids)], dim=1)
+
+    def _hidden_states(self, fed_bqD: Tensor, visible_bS: Tensor | None, cache: Cache | None = None) -> Tensor:
+        """The backbone's final hidden states [b, q, D] of the last q places of S; the cache holds those before."""
+        past = 0 if cache is None else cache.get_seq_length()
+        q, m = fed_bqD.shape[1], self.config.block_size
+        if visible_bS is None:
+            position_ids = torch.arange(past, past + q, device=fed_bqD.device)[None]
+        else:
+            position_ids = positions(visible_bS, m)[:, past:]
+        mask = build_mask(q, past, m, visible_bS, fed_bqD.device)
+        return self.model(
+            inputs_embeds=fed_bqD,
+            attention_mask={"full_attention": mask},
             position_ids=position_ids,
-            use_cache=False,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            is_causal=mask is None and past == 0,
         ).last_hidden_state
-        return hidden.view(b, L // m, m, -1)
 
     def forward(
         self,
@@ -190,41 +196,44 @@ class BitLMForCausalLM(PreTrainedModel):
         ``noise`` the diffusion head draws some by these settings, keyed by torch's global random state. The LM head
         uses neither. Raises ConfigError for a loss that the head cannot compute.
         """
-        in_loss = self._in_loss(input_ids, attention_mask, labels, loss_tokens)  # [b, N, m] or None = all
-        chosen = None if in_loss is None else in_loss.any(-1)  # [b, N]: blocks with at least one such token
-        context = self.context(input_ids, attention_mask)
-        b, N, m, _ = context.shape
-        targets = input_ids.view(b, N, m)
-        if chosen is not None:
-            context, targets = context[chosen], targets[chosen]
-        else:
-            context, targets = context.flatten(0, 1), targets.flatten(0, 1)  # [n, m, D], [n, m]
+        in_loss_bNm = self._in_loss(input_ids, attention_mask, labels, loss_tokens)  # None: all tokens
+        chosen_bN = None if in_loss_bNm is None else in_loss_bNm.any(-1)  # blocks with at least one such token
+
+        def of_chosen_blocks(tensor: Tensor) -> Tensor:
+            """[b, N, ...] → [n, ...]"""
+            return tensor.flatten(0, 1) if chosen_bN is None else tensor[chosen_bN]
+
+        context_bNmD = self.compute_context(input_ids, attention_mask)
+        b, N, m, _ = context_bNmD.shape
+        context_nmD, targets_nm = of_chosen_blocks(context_bNmD), of_chosen_blocks(input_ids.view(b, N, m))
         if self.config.head == "lm":
-            losses = self.token_nll(context, targets)[:, None]  # [n, draws = 1, m = 1]
+            losses_ndm = self.token_nll(context_nmD, targets_nm)[:, None]  # one draw, m = 1
         else:
-            noise = (noise or self._fresh_noise(b, N, diffusion)).to(context.device)
-            noise = Noise(*(x.flatten(0, 1) if chosen is None else x[chosen] for x in (noise.eps, noise.t, noise.drop)))
-            losses = self._slot_losses(context, targets, noise, diffusion)  # [n, draws, m]
-        return _collect(losses, in_loss, (b, N))
+            noise = (noise or self._fresh_noise(b, N, diffusion)).to(context_nmD.device)
+            noise = Noise(*map(of_chosen_blocks, (noise.eps, noise.t, noise.drop)))
+            losses_ndm = self._slot_losses(context_nmD, targets_nm, noise, diffusion)
+        return _collect(losses_ndm, in_loss_bNm, (b, N))
 
     def token_nll(self, context: Tensor, targets: Tensor) -> Tensor:
         """LM head: C [..., D] and ids [...] → exact -log p, nats [...]."""
-        logits = self.head(context, self.model.embed_tokens.weight)
+        logits = self.token_logits(context)
         return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
 
-    def _slot_losses(self, context: Tensor, targets: Tensor, noise: Noise, diffusion: DiffusionConfig) -> Tensor:
-        """C [n, m, D], ids [n, m], noise of the same n blocks → loss per block, draw and slot [n, draws, m]."""
+    def _slot_losses(self, context_nmD: Tensor, targets_nm: Tensor, noise: Noise, diffusion: DiffusionConfig) -> Tensor:
+        """C, ids and noise of the same n blocks → loss per block, draw and slot [n, draws, m]."""
         draws = noise.t.shape[1]
-        clean = signs(targets, self.config.num_bits)[:, None]  # [n, 1, m, B]
-        noisy = corrupt(clean, noise.eps, noise.t[..., None])  # [n, draws, m, B]
-        context = torch.where(noise.drop[:, None, None], self.head.null_context.to(context.dtype), context)
-        prepared = self.prepare(context).repeat(draws)
-        inputs = noisy.flatten(0, 1), noise.t.flatten(0, 1), prepared
+        clean_n1mB = encode(targets_nm, self.config.num_bits, check=False)[:, None]
+        noisy_ndmB = corrupt(clean_n1mB, noise.eps, noise.t[..., None])
+        null = self.head.null_context.to(context_nmD.dtype)
+        context_nmD = torch.where(noise.drop[:, None, None], null, context_nmD)
+        constants = self.head_constants()
+        block = self.head.prepare(context_nmD, constants).repeat(draws)
+        inputs = noisy_ndmB.flatten(0, 1), noise.t.flatten(0, 1), constants, block
         if diffusion.loss == "token":
-            targets = targets.repeat_interleave(draws, dim=0)
-            return self.head.token_nll(*inputs, targets).view(noisy.shape[:-1])
-        logits = self.head(*inputs).view(noisy.shape)
-        return bit_loss(logits, clean, noise.t[..., None], diffusion)
+            repeated = targets_nm.repeat_interleave(draws, dim=0)
+            return self.head.token_nll(*inputs, repeated).view(noisy_ndmB.shape[:-1])
+        logits_ndmB = self.head(*inputs).view(noisy_ndmB.shape)
+        return bit_loss(logits_ndmB, clean_n1mB, noise.t[..., None], diffusion)
 
     def _in_loss(
         self, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor | None, loss_tokens: Tensor | None
@@ -242,23 +251,21 @@ class BitLMForCausalLM(PreTrainedModel):
         keys = NoiseKeys(int(torch.randint(2**62, ())), range(b), [0] * b)
         return block_noise(keys, BlockShape(N, self.config.block_size, self.config.num_bits), diffusion)
 
-    # Functions of the model; their options are the fields of ``bitlm.model.Sampling``.
-    generate = generate
-    stream = stream_blocks
 
-
-def _collect(losses: Tensor, in_loss: Tensor | None, shape: tuple[int, int]) -> BitLMOutput:
-    """Losses [n, draws, m] of the n blocks with a token in the loss, of all (b, N) for ``in_loss`` = None → sums over
-    the tokens in the loss, and the full grid."""
-    if in_loss is None:
-        in_loss = torch.ones(*shape, losses.shape[-1], dtype=torch.bool, device=losses.device)
-    chosen = in_loss.any(-1)
-    losses = torch.where(in_loss[chosen][:, None], losses, 0)
-    grid = losses.new_zeros(*shape, *losses.shape[1:])
-    grid[chosen] = losses.detach()
-    total, count = losses.mean(dim=1).sum(), in_loss.sum()
+def _collect(losses_ndm: Tensor, in_loss_bNm: Tensor | None, shape: tuple[int, int]) -> BitLMOutput:
+    """Losses of the n blocks with a token in the loss, over d draws (of all b·N blocks for ``in_loss`` = None) → sums
+    over the tokens in the loss, and the full grid."""
+    grid_bNdm = losses_ndm.new_zeros(*shape, *losses_ndm.shape[1:])
+    if in_loss_bNm is None:
+        in_loss_bNm = torch.ones(*shape, losses_ndm.shape[-1], dtype=torch.bool, device=losses_ndm.device)
+        grid_bNdm = losses_ndm.detach().view(grid_bNdm.shape)
+    else:
+        chosen_bN = in_loss_bNm.any(-1)
+        losses_ndm = torch.where(in_loss_bNm[chosen_bN][:, None], losses_ndm, 0)
+        grid_bNdm[chosen_bN] = losses_ndm.detach()
+    total, count = losses_ndm.mean(dim=1).sum(), in_loss_bNm.sum()
     loss = total / count.clamp(min=1)
-    return BitLMOutput(loss=loss, loss_sum=total, loss_count=count, slot_loss=grid, in_loss=in_loss)
+    return BitLMOutput(loss=loss, loss_sum=total, loss_count=count, slot_loss=grid_bNdm, in_loss=in_loss_bNm)
 
 
 AutoConfig.register("bitlm", BitLMConfig)

@@ -10,7 +10,7 @@ from bitlm.config import TrainConfig
 from bitlm.train.muon import Muon
 
 # First and last maps of the heads: their columns or rows stand for bits or tokens, as those of an embedding.
-OUTER = ("head.input", "head.output", "head.prior")
+OUTER = ("head.network.input", "head.readout.output", "head.context_log_odds", "head.output")
 SHARE = "share"  # of a parameter group: its learning rate in units of AdamW's
 
 

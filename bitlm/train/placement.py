@@ -34,7 +34,7 @@ def sharded_model(
         cast_forward_inputs=False,
     )
     mesh = init_device_mesh(device.type, (ranks.world(),))
-    for layer in [*model.model.layers, *getattr(model.head, "layers", ())]:
+    for layer in model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     model.to_empty(device=device)

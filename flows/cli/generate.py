@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bitlm.data.shards.tokenizer import TextTokenizer
-    from bitlm.model import BitLMForCausalLM, Sampling
+    from bitlm.generation import Sampling
+    from bitlm.model import BitLMForCausalLM
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "max_new_tokens": {"type": int, "default": 64},
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from transformers.utils import logging
 
     from bitlm.evaluate.predictions import load_model
-    from bitlm.model import Sampling
+    from bitlm.generation import Sampling
 
     options = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
     sampling = Sampling(trace=args.trace, compile=args.compile, **options)

@@ -179,7 +179,7 @@ def test_validation_sums_loss_tokens_per_sequence_and_not_by_batch(head: str) ->
     assert torch.equal(again, nats)
     assert (nats > 0).all()
     if head == "lm":
-        logits = model.head(model.context(ids)[:, :, 0], model.model.embed_tokens.weight).double()
+        logits = model.head(model.compute_context(ids)[:, :, 0], model.model.embed_tokens.weight).double()
         by_hand = logits.logsumexp(-1) - logits.gather(-1, ids[..., None])[..., 0]
         torch.testing.assert_close(nats[:, 0], (by_hand * chosen).sum(1), rtol=1e-6, atol=0)
 

@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import Mixture
 
+from bitlm.codes import decode, encode
 from bitlm.diffusion.sampler import (
     Denoised,
+    RealCodes,
     Schedule,
     calls_per_step,
     commit_steps,
@@ -25,16 +27,18 @@ SOURCE = Mixture(
     words=torch.tensor([[[1, 1, 1], [1, 1, 1]], [[1, -1, 1], [-1, -1, 1]], [[-1, -1, -1], [1, -1, -1]]]).float(),
     probabilities=torch.tensor([0.5, 0.3, 0.2]),
 )
+ALL_CORNERS = RealCodes(vocab_size=8)  # every code of 3 bits is a real token
 NOISE = torch.randn(20_000, 2, 3, generator=torch.Generator().manual_seed(0))
 
 
 class Counting:
     """A denoiser that notes the level and the number of rows of each call, and can drop rows."""
 
-    def __init__(self, denoise, calls=None) -> None:
-        self.denoise, self.calls = denoise, [] if calls is None else calls
+    def __init__(self, denoise, levels: Schedule) -> None:
+        self.denoise, self.levels, self.calls = denoise, levels, []
 
-    def __call__(self, noisy: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def __call__(self, noisy: torch.Tensor, k: int) -> torch.Tensor:
+        t = self.levels.t[k]
         self.calls.append((len(noisy), t.flatten().tolist()))
         return self.denoise(noisy, t[..., None].clamp(min=1e-4))  # Bayes' rule divides by t
 
@@ -46,8 +50,12 @@ def schedule(K: int, m: int = 2, **options) -> Schedule:
     return Schedule.of(noise_levels(K, m, **options))
 
 
+def run(denoise, noise: torch.Tensor, levels: Schedule, **options) -> Denoised:
+    return denoise_block(Counting(denoise, levels), noise, levels, ALL_CORNERS, **options)
+
+
 def sample(K: int, **options) -> torch.Tensor:
-    return denoise_block(Counting(SOURCE.denoise), NOISE, schedule(K, **options)).values
+    return run(SOURCE.denoise, NOISE, schedule(K, **options)).values
 
 
 def distance(values: torch.Tensor) -> float:
@@ -67,7 +75,7 @@ def test_samples_approach_the_source_as_steps_grow(options: dict) -> None:
 def test_one_step_is_the_estimate_for_every_path() -> None:
     estimate = SOURCE.denoise(NOISE[:50], torch.ones(1, 1, 1))
     for options in ({}, {"stagger": 0.7}, {"stagger": 1.0}, {"grid": "shifted", "shift": 0.5}):
-        made = denoise_block(Counting(SOURCE.denoise), NOISE[:50], schedule(1, **options))
+        made = run(SOURCE.denoise, NOISE[:50], schedule(1, **options))
         assert torch.equal(made.values, estimate)
 
 
@@ -85,8 +93,8 @@ def test_without_stagger_each_step_is_the_articles_update(K: int) -> None:
     def denoise(noisy: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return torch.tanh(noisy * 3 + t)
 
-    counting = Counting(denoise)
-    made = denoise_block(counting, NOISE[:4], schedule(K), trace=True)
+    counting = Counting(denoise, schedule(K))
+    made = denoise_block(counting, NOISE[:4], schedule(K), ALL_CORNERS, trace=True)
     torch.testing.assert_close(made.values, article(denoise, NOISE[:4], K), rtol=0, atol=1e-6)
     assert counting.calls == [(4, pytest.approx([k / K] * 2)) for k in range(K, 0, -1)]
     assert made.steps.tolist() == [K] * 4
@@ -103,7 +111,7 @@ def test_slots_one_after_the_other_are_the_joint_path_on_each_alone() -> None:
         return 3 * torch.tanh(noisy + noisy.flip(-2) + t)  # each slot hears of the other; leaves [-1, 1]
 
     noise = NOISE[:6]
-    made = denoise_block(Counting(denoise), noise, schedule(10, stagger=1.0)).values
+    made = run(denoise, noise, schedule(10, stagger=1.0)).values
 
     def first(slot: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return denoise(torch.cat([slot, noise[:, 1:]], 1), t)[:, :1]
@@ -179,14 +187,15 @@ def test_guidance_costs_twice() -> None:
 
 
 def committed(threshold: float, K: int = 15, n: int = 200, **options) -> tuple[Denoised, Counting]:
-    counting = Counting(SOURCE.denoise)
-    return denoise_until_committed(counting, NOISE[:n], schedule(K, **options), threshold, trace=True), counting
+    levels = schedule(K, **options)
+    counting = Counting(SOURCE.denoise, levels)
+    return denoise_until_committed(counting, NOISE[:n], levels, ALL_CORNERS, threshold, trace=True), counting
 
 
 @pytest.mark.parametrize("options", [{}, {"stagger": 0.5}])
 def test_an_impossible_threshold_changes_nothing(options: dict) -> None:
     made, counting = committed(math.inf, **options)
-    whole = denoise_block(Counting(SOURCE.denoise), NOISE[:200], schedule(15, **options), trace=True)
+    whole = run(SOURCE.denoise, NOISE[:200], schedule(15, **options), trace=True)
     assert torch.equal(made.values, whole.values)
     assert made.steps.tolist() == [15] * 200
     assert torch.equal(torch.stack(made.states), torch.stack(whole.states))
@@ -200,11 +209,12 @@ def test_a_block_ends_at_the_first_stable_and_certain_estimate(options: dict) ->
     for row in range(200):
         estimates = []
 
-        def watched(noisy: torch.Tensor, t: torch.Tensor, estimates: list = estimates) -> torch.Tensor:
+        def watched(noisy: torch.Tensor, k: int, estimates: list = estimates) -> torch.Tensor:
+            t = levels.t[k]
             estimates.append((SOURCE.denoise(noisy, t[..., None].clamp(min=1e-4))[0], t[0] > 0))
             return estimates[-1][0][None]
 
-        whole = denoise_block(watched, NOISE[row : row + 1], levels, trace=True)
+        whole = denoise_block(watched, NOISE[row : row + 1], levels, ALL_CORNERS, trace=True)
         steps, seen = 15, []
         for k, (estimate, moving) in enumerate(estimates[:-1]):
             seen.append(torch.where(moving[:, None], estimate, whole.states[0][k]))
@@ -222,7 +232,8 @@ def test_a_block_ends_at_the_first_stable_and_certain_estimate(options: dict) ->
 
 
 def test_commitment_hardly_changes_the_distribution() -> None:
-    made = denoise_until_committed(Counting(SOURCE.denoise), NOISE, schedule(64), 0.999)
+    levels = schedule(64)
+    made = denoise_until_committed(Counting(SOURCE.denoise, levels), NOISE, levels, ALL_CORNERS, 0.999)
     assert made.states is None
     assert made.steps.float().mean() < 60
     assert distance(made.values) < 0.02
@@ -242,3 +253,39 @@ def test_after_its_commit_step_a_bit_keeps_its_sign(states: list[list[float]]) -
         signs = [state[bit] for state in states]
         assert set(signs[step:]) == {signs[-1]}
         assert step == 0 or signs[step - 1] != signs[-1]
+
+
+@pytest.mark.parametrize("void", ["clamp", "nearest"])
+@pytest.mark.parametrize("threshold", [None, 0.9])
+def test_a_landed_slot_shows_and_keeps_the_code_of_a_real_token(void: str, threshold: float | None) -> None:
+    """Of 8 corners 5 are tokens: a slot that lands on another one is, from then on, the token that it is decoded to."""
+    levels = schedule(8, m=3, stagger=1.0)
+    real = {tuple(code) for code in encode(torch.arange(5), 3).tolist()}
+    shown = []
+
+    def denoise(noisy: torch.Tensor, k: int) -> torch.Tensor:
+        clean = levels.t[k, 0] == 0
+        shown.extend(noisy[:, clean].flatten(0, 1).tolist())
+        return 2 * torch.tanh(5 * noisy)
+
+    denoise.keep = lambda rows: denoise
+    noise = torch.randn(200, 3, 3, generator=torch.Generator().manual_seed(1))
+    real_codes = RealCodes(5, void)
+    if threshold is None:
+        made = denoise_block(denoise, noise, levels, real_codes, trace=True)
+    else:
+        made = denoise_until_committed(denoise, noise, levels, real_codes, threshold, trace=True)
+    assert len(shown) > 300
+    assert {tuple(code) for code in shown} == real
+    assert {tuple(code) for code in made.values.sign().flatten(0, 1).tolist()} == real
+    assert all(torch.equal(states[-1], values) for states, values in zip(made.states, made.values, strict=True))
+
+
+def test_real_codes_change_the_signs_of_void_corners_only() -> None:
+    values = torch.randn(500, 2, 3, generator=torch.Generator().manual_seed(2))
+    for void in ("clamp", "nearest"):
+        found = RealCodes(5, void)(values)
+        assert torch.equal(found.abs(), values.abs())
+        assert torch.equal(decode(found, 5), decode(values, 5, void))
+        untouched = decode(values, 8) < 5
+        assert torch.equal(found[untouched], values[untouched])

@@ -6,10 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from small_models import log_odds, prepare, prepare_null
 
+from bitlm.codes import encode
 from bitlm.diffusion.noise import sample_noise
 from bitlm.errors import ConfigError
-from bitlm.model import BitLMForCausalLM, Sampling, stream_blocks
+from bitlm.generation import Sampling
+from bitlm.model import BitLMForCausalLM
 
 Build = Callable[..., BitLMForCausalLM]
 PROMPTS = [[7, 3, 9, 1, 4, 4, 21, 30, 2][:length] for length in range(1, 10)]
@@ -21,17 +24,16 @@ def next_context(model: BitLMForCausalLM, sequence: list[int]) -> torch.Tensor:
     padding = -len(sequence) % m
     ids = torch.tensor([[0] * padding + sequence + [0] * m])  # the last block is not fed
     mask = torch.tensor([[0] * padding + [1] * (len(sequence) + m)])
-    return model.context(ids, mask)[:, -1]
+    return model.compute_context(ids, mask)[:, -1]
 
 
 def plain_block(model: BitLMForCausalLM, context: torch.Tensor, noise: torch.Tensor, K: int, omega: float) -> list[int]:
     """The article's sampler, step by step, for one block."""
-    embedding = model.model.embed_tokens.weight
     A = noise[None]
     for k in range(K, 0, -1):
         t = torch.tensor([[k / K]])
-        estimate = torch.tanh(model.head(A, t, model.head.prepare(context, embedding)) / 2)
-        null = torch.tanh(model.head(A, t, model.head.prepare(model.head.null_context[None], embedding)) / 2)
+        estimate = torch.tanh(log_odds(model, A, t, prepare(model, context)) / 2)
+        null = torch.tanh(log_odds(model, A, t, prepare_null(model, 1)) / 2)
         estimate = null + omega * (estimate - null)
         ratio = (k - 1) / k
         A = ratio * A + (1 - ratio) * estimate
@@ -181,7 +183,7 @@ def test_streaming_works_a_block_ahead_of_nobody(build: Build) -> None:
     model, passes = build(), []
     model.model.register_forward_hook(lambda *_: passes.append(1))
     model.config.end_token_id = -1
-    blocks = stream_blocks(model, [[1, 2]], max_new_tokens=400, num_steps=1)
+    blocks = model.stream([[1, 2]], max_new_tokens=400, num_steps=1)
     assert len(list(itertools.islice(blocks, 2))) == 2
     assert len(passes) <= 3
 
@@ -320,3 +322,24 @@ def test_the_compiled_head_says_the_same(build: Build) -> None:
     assert model.generate(PROMPTS[:3], compile=True, **other) == model.generate(PROMPTS[:3], **other)
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
+
+
+@pytest.mark.parametrize("void", ["clamp", "nearest"])
+def test_the_head_sees_codes_of_real_tokens_only_and_the_trace_ends_on_them(build: Build, void: str) -> None:
+    """With 33 tokens of 6 bits nearly half of the corners are void."""
+    model = build(vocab_size=33, end_token_id=32, pad_token_id=32)
+    real = {tuple(code) for code in encode(torch.arange(33), 6).tolist()}
+    shown = set()
+
+    def watch(_module: torch.nn.Module, args: tuple) -> None:
+        noisy, t = args[:2]
+        shown.update(tuple(code) for code in noisy[:, t[0] == 0].flatten(0, 1).tolist())
+
+    model.head.register_forward_pre_hook(watch)
+    model.config.end_token_id = -1
+    output = model.generate(PROMPTS, max_new_tokens=12, num_steps=8, stagger=1.0, void=void, trace=True)
+    assert len(shown) > 10
+    assert shown <= real
+    for ids, blocks in zip(output.ids, output.states, strict=True):
+        ends = torch.cat([states[-1].sign() for states in blocks])
+        assert torch.equal(ends, encode(torch.tensor(ids), 6))

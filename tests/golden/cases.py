@@ -118,7 +118,7 @@ def _generated(folder: Path, name: str) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def _leads(model: BitLMForCausalLM, prompt: list[int], ids: list[int]) -> list[float]:
-    context = model.context(torch.tensor([prompt + ids]))[0, len(prompt) :, 0]  # [new tokens, D]
+    context = model.compute_context(torch.tensor([prompt + ids]))[0, len(prompt) :, 0]  # [new tokens, D]
     best = model.head(context, model.model.embed_tokens.weight).topk(2, dim=-1).values
     return [round(float(a - b), 4) for a, b in best]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bitlm.model import BitLMConfig, BitLMForCausalLM
-from bitlm.model.backbone import block_causal_mask, positions, training_mask
+from bitlm.model.backbone import attention_mask, block_causal_mask, positions
 
 
 @pytest.mark.parametrize("m", [1, 2, 3, 4, 8])
@@ -21,17 +21,25 @@ def test_mask_is_the_definition(length: int, m: int) -> None:
 
 def test_blocks_of_one_are_causal() -> None:
     assert torch.equal(block_causal_mask(9, 1), torch.ones(9, 9).tril().bool())
-    assert training_mask(9, 1, None, torch.device("cpu")) is None  # the kernels' own causal mask
+    assert attention_mask(9, 0, 1, None, torch.device("cpu")) is None  # the kernels' own causal mask
 
 
 def test_padding_is_never_seen_and_the_start_block_always() -> None:
     visible = torch.tensor([[1, 1, 0, 0, 0, 1, 1, 1], [1] * 8], dtype=torch.bool)
-    mask = training_mask(8, 2, visible, torch.device("cpu"))
+    mask = attention_mask(8, 0, 2, visible, torch.device("cpu"))
     for row in range(2):
         for i in range(8):
             for j in range(8):
                 assert bool(mask[row, 0, i, j]) == (j // 2 <= i // 2 and bool(visible[row, j]))
     assert mask[..., :2].all()
+
+
+def test_with_a_cache_the_newest_block_sees_all_that_is_visible() -> None:
+    visible = torch.tensor([[1, 1, 0, 1, 1, 1], [1] * 6], dtype=torch.bool)
+    whole = attention_mask(6, 0, 2, visible, torch.device("cpu"))
+    newest = attention_mask(2, 4, 2, visible, torch.device("cpu"))
+    assert torch.equal(newest.expand(2, 1, 2, 6), whole[:, :, 4:])
+    assert attention_mask(2, 4, 2, None, torch.device("cpu")) is None
 
 
 def test_positions_skip_whole_blocks_of_padding_only() -> None:

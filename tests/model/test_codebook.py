@@ -5,12 +5,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from small_models import log_odds, prepare, prepare_sampling, token_nll
 from torch import Tensor
 
 from bitlm.diffusion.loss import to_codes
 from bitlm.errors import ConfigError
 from bitlm.model import BitLMConfig, BitLMForCausalLM, codebook
-from bitlm.model.head import Prepared
+from bitlm.model.state import BlockState, HeadConstants
 
 Build = Callable[..., BitLMForCausalLM]
 M, B, D, V = 4, 6, 32, 50  # of the small models
@@ -24,7 +25,7 @@ def built(build: Build, path: str = "norm", rank: int | None = None, **options) 
     model.set_unigram(torch.arange(V) ** 2)
     # R̄ is √R times as long as a row: read with weights of the others' size, it would make the random head too steep for
     # float32.
-    for reader in filter(None, (model.head.codebook.feature, model.head.codebook.coupling)):
+    for reader in filter(None, (model.head.readout.codebook.feature, model.head.readout.codebook.coupling)):
         reader.weight.data.div_((rank or D) ** 0.5)
     return model
 
@@ -35,17 +36,17 @@ def inputs(n: int) -> tuple[Tensor, Tensor, Tensor]:
     return noisy, torch.rand(n, M, generator=generator) * 0.6 + 0.3, context
 
 
-def answers(model: BitLMForCausalLM, noisy: Tensor, t: Tensor, prepared: Prepared, likely: np.ndarray) -> np.ndarray:
+def answers(model: BitLMForCausalLM, noisy: Tensor, t: Tensor, prepared: BlockState, likely: np.ndarray) -> np.ndarray:
     """a_i = U·h_i, as the head's last map gives it, + Σ_j T_{j-i}·R̄_j for these R̄ [n, m, R]."""
-    T = weights(model)["head.codebook.coupling.weight"].reshape(-1, 2 * M - 1, likely.shape[-1])
+    T = weights(model)["head.readout.codebook.coupling.weight"].reshape(-1, 2 * M - 1, likely.shape[-1])
     coupled = [[sum(T[:, j - i + M - 1] @ block[j] for j in range(M)) for i in range(M)] for block in likely]
     return outputs(model, noisy, t, prepared) + np.array(coupled)
 
 
-def outputs(model: BitLMForCausalLM, noisy: Tensor, t: Tensor, prepared: Prepared) -> np.ndarray:
+def outputs(model: BitLMForCausalLM, noisy: Tensor, t: Tensor, prepared: BlockState) -> np.ndarray:
     seen = []
-    hook = model.head.output.register_forward_hook(lambda module, given, found: seen.append(found))
-    model.head(noisy, t, prepared)
+    hook = model.head.readout.output.register_forward_hook(lambda module, given, found: seen.append(found))
+    log_odds(model, noisy, t, prepared)
     hook.remove()
     return seen[0].double().numpy()
 
@@ -59,7 +60,8 @@ def likely_rows(model: BitLMForCausalLM, p: np.ndarray) -> np.ndarray:
 def table(given: dict[str, np.ndarray]) -> np.ndarray:
     """R [V, R]."""
     E = given["model.embed_tokens.weight"][:V]
-    return E @ given["head.codebook.low_rank.weight"].T if "head.codebook.low_rank.weight" in given else E
+    name = "head.readout.codebook.low_rank.weight"
+    return E @ given[name].T if name in given else E
 
 
 def weights(model: BitLMForCausalLM) -> dict[str, np.ndarray]:
@@ -69,7 +71,7 @@ def weights(model: BitLMForCausalLM) -> dict[str, np.ndarray]:
 def probabilities(model: BitLMForCausalLM, noisy: Tensor, t: Tensor, context: Tensor, answer: np.ndarray) -> np.ndarray:
     """p [n, m, V], one token's score at a time."""
     given = weights(model)
-    E, W = given["model.embed_tokens.weight"][:V], given["head.codebook.query.weight"]
+    E, W = given["model.embed_tokens.weight"][:V], given["head.readout.codebook.query.weight"]
     R = table(given)
     counts = np.arange(V) ** 2 + 1
     p = np.empty((len(noisy), M, V))
@@ -77,8 +79,8 @@ def probabilities(model: BitLMForCausalLM, noisy: Tensor, t: Tensor, context: Te
         flat = context[n].double().numpy().reshape(-1)
         query = (W @ flat).reshape(M, D)
         prior = np.zeros(M * B)
-        if "head.prior.weight" in given:
-            prior = given["head.prior.weight"] @ flat + given["head.prior.bias"]
+        if "head.context_log_odds.weight" in given:
+            prior = given["head.context_log_odds.weight"] @ flat + given["head.context_log_odds.bias"]
         for slot, bits in enumerate(prior.reshape(M, B)):
             level = t[n, slot].item()
             for y in range(V):
@@ -97,16 +99,16 @@ def probabilities(model: BitLMForCausalLM, noisy: Tensor, t: Tensor, context: Te
 def test_logits_and_token_probabilities_are_the_brute_force_ones(build: Build, path: str, rank: int | None) -> None:
     model = built(build, path, rank)
     noisy, t, context = inputs(3)
-    prepared = model.prepare(context)
+    prepared = prepare(model, context)
     likely = likely_rows(model, probabilities(model, noisy, t, context, np.zeros((3, M, rank or D))))
     p = probabilities(model, noisy, t, context, answers(model, noisy, t, prepared, likely))
     assert ((p > 0.02).sum(-1) > 1).any()  # not all decided
     torch.testing.assert_close(
-        to_codes(model.head(noisy, t, prepared)).double(), torch.from_numpy(p @ CODES), rtol=1e-4, atol=1e-4
+        to_codes(log_odds(model, noisy, t, prepared)).double(), torch.from_numpy(p @ CODES), rtol=1e-4, atol=1e-4
     )
     targets = torch.randint(0, V, (3, M), generator=torch.Generator().manual_seed(0))
     expected = -torch.from_numpy(p).log().gather(-1, targets[..., None])[..., 0]
-    got = model.head.token_nll(noisy, t, prepared, targets)
+    got = token_nll(model, noisy, t, prepared, targets)
     torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -115,11 +117,11 @@ def test_logits_and_token_probabilities_are_the_brute_force_ones(build: Build, p
 def test_prior_adds_the_networks_output_to_the_log_odds_of_the_mean_code(build: Build, path: str) -> None:
     model = built(build, path, denoiser="codebook_prior")
     noisy, t, context = inputs(3)
-    prepared = model.prepare(context)
+    prepared = prepare(model, context)
     p = probabilities(model, noisy, t, context, np.zeros((3, M, D)))
     one, zero = p @ (CODES > 0), p @ (CODES < 0)
     expected = np.log(one) - np.log(zero) + outputs(model, noisy, t, prepared)
-    got = model.head(noisy, t, prepared)
+    got = log_odds(model, noisy, t, prepared)
     torch.testing.assert_close(got.double(), torch.from_numpy(expected), rtol=1e-3, atol=1e-3)
 
 
@@ -131,8 +133,8 @@ def test_the_network_is_shown_the_mean_row_under_p_without_its_answer(
     model = built(build, path, rank)
     noisy, t, context = inputs(2)
     seen = []
-    model.head.codebook.feature.register_forward_hook(lambda module, given, found: seen.append(given[0]))
-    model.head(noisy, t, model.prepare(context))
+    model.head.readout.codebook.feature.register_forward_hook(lambda module, given, found: seen.append(given[0]))
+    log_odds(model, noisy, t, prepare(model, context))
     p = probabilities(model, noisy, t, context, np.zeros((2, M, rank or D)))
     expected = torch.from_numpy(likely_rows(model, p))
     torch.testing.assert_close(seen[0].double(), expected, rtol=1e-4, atol=1e-4)
@@ -141,11 +143,11 @@ def test_the_network_is_shown_the_mean_row_under_p_without_its_answer(
 def test_the_context_learns_from_what_the_network_and_the_other_slots_make_of_it(build: Build) -> None:
     model = built(build)
     seen = []
-    model.head.codebook.feature.register_forward_hook(lambda module, given, found: seen.append(given[0]))
+    model.head.readout.codebook.feature.register_forward_hook(lambda module, given, found: seen.append(given[0]))
     noisy, t, context = inputs(2)
-    model.head(noisy, t, model.prepare(context))
+    log_odds(model, noisy, t, prepare(model, context))
     seen[0].square().sum().backward()
-    assert model.head.codebook.query.weight.grad.abs().max() > 0
+    assert model.head.readout.codebook.query.weight.grad.abs().max() > 0
     assert model.model.embed_tokens.weight.grad.abs().max() > 0
 
 
@@ -153,18 +155,18 @@ def test_the_context_learns_from_what_the_network_and_the_other_slots_make_of_it
 def test_coupling_alone_tells_a_slot_of_its_neighbours(build: Build) -> None:
     """A token at distance -1 that raises one other: what the head cannot say while its gates are shut."""
     model = built(build)
-    for parameter in (*model.head.modulations.parameters(), *model.head.output.parameters()):
+    for parameter in (*model.head.network.modulations.parameters(), *model.head.readout.output.parameters()):
         parameter.zero_()
     E = model.model.embed_tokens.weight
     first, second = 7, 30
-    T = model.head.codebook.coupling.weight.zero_().view(D, 2 * M - 1, D)
+    T = model.head.readout.codebook.coupling.weight.zero_().view(D, 2 * M - 1, D)
     T[:, M - 2] = 3 * torch.outer(E[second], E[first]) / (E[first].norm() * E[second].norm()) ** 2
     clean = torch.tensor([[first, first, 0, 0]])
     noisy = torch.from_numpy(CODES[clean]).float()
     t = torch.tensor([[0.05, 1.0, 1.0, 1.0]])
-    nll = model.head.token_nll(noisy, t, model.prepare(torch.zeros(1, M, D)), torch.full((1, M), second))
+    nll = token_nll(model, noisy, t, prepare(model, torch.zeros(1, M, D)), torch.full((1, M), second))
     T.zero_()
-    without = model.head.token_nll(noisy, t, model.prepare(torch.zeros(1, M, D)), torch.full((1, M), second))
+    without = token_nll(model, noisy, t, prepare(model, torch.zeros(1, M, D)), torch.full((1, M), second))
     assert nll[0, 1] < without[0, 1] - 1
 
 
@@ -178,7 +180,7 @@ def test_a_fresh_codebook_is_the_tied_softmax_of_the_last_vector_times_the_unigr
     model.set_unigram(counts)
     context = torch.randn(2, 4, 64)
     targets = torch.randint(0, 200, (2, 4))
-    got = model.head.token_nll(torch.randn(2, 4, 8), torch.ones(2, 1), model.prepare(context), targets)
+    got = token_nll(model, torch.randn(2, 4, 8), torch.ones(2, 1), prepare(model, context), targets)
     scores = context[:, -1].double() @ model.model.embed_tokens.weight[:200].double().T + (counts + 1.0).log().double()
     expected = -scores.log_softmax(-1)[:, None].expand(-1, 4, -1).gather(-1, targets[..., None])[..., 0]
     torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-4)
@@ -197,24 +199,24 @@ def test_chunks_change_nothing(
 
     def run() -> list[Tensor]:
         model.zero_grad()
-        prepared = model.prepare(context)
-        found = [model.head(noisy, t, prepared)]
+        prepared = prepare(model, context)
+        found = [log_odds(model, noisy, t, prepared)]
         if denoiser == "codebook":
-            found.append(model.head.token_nll(noisy, t, prepared, targets))
+            found.append(token_nll(model, noisy, t, prepared, targets))
         sum(each.tanh().sum() for each in found).backward()
         return found + [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
     whole = run()
     widths = []
     monkeypatch.setattr(codebook, "CHUNK", 3 * V)
-    choice = codebook.Lexicon.choice
+    scores = codebook._scores
 
-    def watched(self: codebook.Lexicon, query: Tensor) -> codebook.Choice:
-        found = choice(self, query)
-        widths.append(found.base.numel())
+    def watched(query: Tensor, constants: HeadConstants) -> Tensor:
+        found = scores(query, constants)
+        widths.append(found.numel())
         return found
 
-    monkeypatch.setattr(codebook.Lexicon, "choice", watched)
+    monkeypatch.setattr(codebook, "_scores", watched)
     for one, other in zip(whole, run(), strict=True):
         assert (one - other).norm() <= 1e-4 * one.norm()
     assert max(widths) == 3 * V  # of 20 V scores
@@ -226,11 +228,10 @@ def test_chunks_change_nothing(
 def test_sampling_is_exact_among_the_likeliest_tokens(build: Build, path: str, rank: int | None) -> None:
     model = built(build, path, rank, codebook_candidates=7)
     noisy, t, context = inputs(3)
-    embedding = model.model.embed_tokens.weight
     null = model.head.null_context[None].expand(3, -1, -1)
-    prepared = model.head.prepare_sampling(context, model.head.constants(embedding, guided=True))
+    prepared = prepare_sampling(model, context, guided=True)
     twice = [tensor.repeat(2, *(1 for _ in tensor.shape[1:])) for tensor in (noisy, t)]
-    got = to_codes(model.head(*twice, prepared))
+    got = to_codes(log_odds(model, *twice, prepared))
     # At t = 1 nothing is told of the bits: what is likeliest there is likeliest given C.
     nothing = np.zeros((3, M, rank or D))
     kept = probabilities(model, noisy, torch.ones(3, M), context, nothing).argsort(-1)[..., -7:]
@@ -250,28 +251,29 @@ def test_sampling_is_exact_among_the_likeliest_tokens(build: Build, path: str, r
 
 def test_token_loss_gradients_in_float64() -> None:
     torch.manual_seed(0)
-    lexicon = codebook.Lexicon(
-        *(torch.randn(9, width, dtype=torch.float64) for width in (4, 3, 5)), torch.randn(9, dtype=torch.float64)
+    embedding, rows, codes = (torch.randn(9, width, dtype=torch.float64) for width in (4, 3, 5))
+    query, evidence, correction = (
+        torch.randn(6, width, dtype=torch.float64, requires_grad=True) for width in (4, 5, 3)
     )
-    query, log_odds, answer = (torch.randn(6, width, dtype=torch.float64, requires_grad=True) for width in (4, 5, 3))
     targets = torch.randint(0, 9, (6,))
 
-    def loss(query: Tensor, log_odds: Tensor, answer: Tensor) -> Tensor:
-        choice = codebook.Choice(query @ lexicon.embedding.T + lexicon.log_unigram, lexicon.rows, lexicon.codes)
-        return codebook.nll(choice, log_odds, answer, targets)
+    def loss(query: Tensor, evidence: Tensor, correction: Tensor) -> Tensor:
+        return codebook.token_nll(query @ embedding.T, rows, codes, evidence, correction, targets)
 
-    assert torch.autograd.gradcheck(loss, (query, log_odds, answer))
+    assert torch.autograd.gradcheck(loss, (query, evidence, correction))
 
 
 def test_log_odds_gradients_in_float64() -> None:
     torch.manual_seed(0)
     tables = torch.randn(9, 3, dtype=torch.float64), torch.randn(9, 5, dtype=torch.float64).sign()
-    base, log_odds, answer = (torch.randn(6, width, dtype=torch.float64, requires_grad=True) for width in (9, 5, 3))
+    scores, evidence, correction = (
+        torch.randn(6, width, dtype=torch.float64, requires_grad=True) for width in (9, 5, 3)
+    )
 
-    def bits(base: Tensor, log_odds: Tensor, answer: Tensor) -> Tensor:
-        return codebook.log_odds_of_bits(codebook.Choice(base, *tables), log_odds, answer)
+    def bits(scores: Tensor, evidence: Tensor, correction: Tensor) -> Tensor:
+        return codebook.bit_log_odds(scores, *tables, evidence, correction)
 
-    assert torch.autograd.gradcheck(bits, (base, log_odds, answer))
+    assert torch.autograd.gradcheck(bits, (scores, evidence, correction))
 
 
 def test_unigram_counts_are_for_codebooks_of_this_vocabulary(build: Build) -> None:
@@ -279,7 +281,7 @@ def test_unigram_counts_are_for_codebooks_of_this_vocabulary(build: Build) -> No
     counts = torch.arange(V)
     model.set_unigram(counts)
     expected = (counts.double() + 1) / (counts.double() + 1).sum()
-    torch.testing.assert_close(model.head.codebook.log_unigram.exp().double(), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(model.head.readout.codebook.log_unigram.exp().double(), expected, rtol=1e-5, atol=0)
     with pytest.raises(ConfigError, match="counts of 49 tokens for a vocabulary of 50"):
         model.set_unigram(counts[1:])
     with pytest.raises(ConfigError, match="no codebook"):

@@ -24,11 +24,11 @@ def tokens(b: int, L: int, V: int = 50) -> torch.Tensor:
 def test_changing_a_token_changes_the_contexts_behind_its_block_and_no_other(build: Build, m: int) -> None:
     model = build(block_size=m)
     ids = tokens(2, 16)
-    before = model.context(ids)
+    before = model.compute_context(ids)
     for position in range(16 - m):
         changed = ids.clone()
         changed[:, position] = (changed[:, position] + 1) % 50
-        after = model.context(changed)
+        after = model.compute_context(changed)
         block = position // m
         assert torch.equal(before[:, : block + 1], after[:, : block + 1])  # entry n knows blocks before n
         differs = (before != after).any(-1)[:, block + 1 :]
@@ -40,7 +40,7 @@ def test_the_last_block_is_not_fed(build: Build) -> None:
     ids = tokens(1, 8)
     changed = ids.clone()
     changed[:, 4:] = 0
-    assert torch.equal(model.context(ids), model.context(changed))
+    assert torch.equal(model.compute_context(ids), model.compute_context(changed))
 
 
 @pytest.mark.parametrize("m", [1, 4])
@@ -55,7 +55,7 @@ def test_padding_changes_no_context(build: Build, length: int, m: int) -> None:
         padded, mask = torch.zeros(2, 1, total + m, dtype=torch.long)  # one block more, which is never fed
         padded[:, total - length : total] = prompt
         mask[:, total - length :] = 1
-        contexts.append(model.context(padded, mask)[:, -blocks:])
+        contexts.append(model.compute_context(padded, mask)[:, -blocks:])
     for other in contexts[1:]:
         torch.testing.assert_close(contexts[0], other, rtol=0, atol=1e-5)
 
@@ -63,12 +63,14 @@ def test_padding_changes_no_context(build: Build, length: int, m: int) -> None:
 def test_a_full_attention_mask_is_no_mask(build: Build) -> None:
     model = build()
     ids = tokens(2, 12)
-    torch.testing.assert_close(model.context(ids), model.context(ids, torch.ones_like(ids)), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        model.compute_context(ids), model.compute_context(ids, torch.ones_like(ids)), rtol=0, atol=1e-6
+    )
 
 
 def test_a_broken_block_is_an_error(build: Build) -> None:
     with pytest.raises(ConfigError, match="10 tokens is not a whole number of blocks of 4"):
-        build().context(tokens(1, 10))
+        build().compute_context(tokens(1, 10))
 
 
 def qwen3(scale: str, layers: int, rows: int) -> Qwen3ForCausalLM:
@@ -101,7 +103,7 @@ def test_blocks_of_one_are_qwen3(scale: str) -> None:
     with torch.no_grad():
         vectors = torch.cat([start.expand(2, 1, -1), embedding[ids[:, :-1]]], dim=1)
         expected = theirs(inputs_embeds=vectors).logits[..., :200]
-        got = ours.head(ours.context(ids)[:, :, 0], embedding)
+        got = ours.head(ours.compute_context(ids)[:, :, 0], embedding)
     assert expected.abs().max() > 0.1
     assert (got - expected).abs().max() <= 1e-5
 
@@ -136,8 +138,8 @@ def test_the_slot_embedding_tells_each_place_in_a_block_from_the_others(build: B
     for position in range(12):
         expected = model.slot_embedding[position % 4].expand(2, -1)
         torch.testing.assert_close(added[:, position], expected, rtol=0, atol=1e-6)
-    before = model.context(ids)
+    before = model.compute_context(ids)
     with torch.no_grad():
         model.slot_embedding[2] += 1
-    assert torch.equal(before[:, 0], model.context(ids)[:, 0])  # the start block has vectors of its own
-    assert ((before != model.context(ids)).any(-1)[:, 1:]).all()
+    assert torch.equal(before[:, 0], model.compute_context(ids)[:, 0])  # the start block has vectors of its own
+    assert ((before != model.compute_context(ids)).any(-1)[:, 1:]).all()

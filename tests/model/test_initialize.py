@@ -51,7 +51,7 @@ def test_a_qwen3_folder_gives_its_hidden_states(build: Build, tmp_path: Path, he
     ids = torch.randint(0, 50, (2, 9), generator=torch.Generator().manual_seed(0))
     vectors = torch.cat([ours.start_block.expand(2, 1, -1), theirs.model.embed_tokens(ids[:, :-1])], dim=1)
     expected = theirs.model(inputs_embeds=vectors).last_hidden_state
-    assert (ours.context(ids)[:, :, 0] - expected).abs().max() <= 1e-5
+    assert (ours.compute_context(ids)[:, :, 0] - expected).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("head", ["diffusion", "lm"])

@@ -134,7 +134,7 @@ def test_buffers_are_saved(stopped: Path) -> None:
     """Those that are part of a model's weights, such as the codebook's unigram frequencies, but no others."""
     run(stopped / "codebook", head="codebook", steps=2)
     index = json.loads((stopped / "codebook" / "checkpoints" / "step-00000002" / "tensors.json").read_text())
-    assert index["model.head.codebook.log_unigram"]["shape"] == [50]
+    assert index["model.head.readout.codebook.log_unigram"]["shape"] == [50]
     assert not [name for name in index if "inv_freq" in name]
 
 

@@ -1,0 +1,43 @@
+"""Generation as methods of a model."""
+
+from collections.abc import Iterator, Sequence
+
+from bitlm.generation import loop
+from bitlm.generation.loop import BlockStep, GenerateOutput
+from bitlm.generation.options import Sampling
+
+
+class GenerationMixin:
+    """For a class that satisfies ``GenerativeModel``. Options are the fields of ``Sampling``, given one by one or as
+    ``sampling``, whose fields single options replace."""
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        example_ids: Sequence[int] | None = None,
+        sampling: Sampling | None = None,
+        **options,
+    ) -> GenerateOutput:
+        """Continue each prompt until its end token or ``max_new_tokens``. Arguments and errors as in ``stream``."""
+        return loop.generate(self, prompts, example_ids, loop.options_of(sampling, options))
+
+    def stream(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        example_ids: Sequence[int] | None = None,
+        sampling: Sampling | None = None,
+        **options,
+    ) -> Iterator[BlockStep]:
+        """Continue all prompts in step and yield each block as soon as it is realized. Rows that ended leave the batch.
+
+        ``prompts``: for each, at least one token id; lengths may differ. ``example_ids`` (by default the prompts'
+        numbers) key the randomness of each. ``max_new_tokens`` is needed; K = ``num_steps`` = 15,
+        ω = ``guidance_scale`` = 9, ….
+
+        Raises ConfigError, before anything runs, for an option out of its range, an empty prompt, ids outside the
+        vocabulary, a prompt for which the model has too few positions, a wrong number of example ids, or a trace of
+        the LM head, which has no bits.
+        """
+        return loop.stream(self, prompts, example_ids, loop.options_of(sampling, options))
