@@ -7,6 +7,7 @@ sentence, so it depends on where sentences end: in both texts, at line breaks an
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from importlib.metadata import version
@@ -123,7 +124,13 @@ def _texts(url: str, columns: Sequence[str]) -> list[str]:
         if name.endswith(".parquet"):
             return _parquet(url, data, columns)
         lines = data.decode("utf-8").split("\n")
-    except (gzip.BadGzipFile, EOFError, UnicodeDecodeError, pa.ArrowInvalid) as error:
+    except (
+        EOFError,
+        zlib.error,
+        UnicodeDecodeError,
+        pa.ArrowInvalid,
+        OSError,
+    ) as error:  # gzip and Arrow raise OSError
         raise SourceError(f"{url} cannot be read: {error}") from error
     # The last line break ends the last example and does not start an empty one.
     lines = lines[:-1] if lines[-1] == "" else lines

@@ -168,6 +168,18 @@ def test_unusable_files_are_named(tmp_path: Path) -> None:
             rouge.score_files(str(tmp_path / name), str(tmp_path / name) if data == b"" else good)
 
 
+@pytest.mark.parametrize("name", ["p.txt.gz", "p.parquet"])
+def test_damage_anywhere_is_an_error_that_names_the_file(name: str, tmp_path: Path) -> None:
+    texts = [f"the cat number {i * i} sat" for i in range(200)]
+    path, good = Path(write(tmp_path / name, "text", texts)), write(tmp_path / "good.txt", "text", texts)
+    data = path.read_bytes()
+    for length in range(len(data) // 10, len(data), len(data) // 10):
+        zeros = bytes(min(20, len(data) - length))
+        path.write_bytes(data[:length] + zeros + data[length + 20 :])
+        with pytest.raises(SourceError, match=rf"{name} cannot be read"):
+            rouge.score_files(str(path), good)
+
+
 def test_a_null_in_parquet_is_named(tmp_path: Path) -> None:
     path = tmp_path / "nulls.parquet"
     pq.write_table(pa.table({"text": ["a", None]}), path)

@@ -77,6 +77,13 @@ def test_what_is_no_shard_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.arrow").write_bytes(b"not arrow at all" * 10)
     with pytest.raises(ArtifactError, match=r"x\.arrow is not a token shard"):
         Shard(str(tmp_path / "x.arrow"))
+    with (
+        pa.OSFile(str(tmp_path / "z.arrow"), "wb") as sink,
+        pa.ipc.new_file(sink, pa.schema([("codes", pa.binary(9))])),
+    ):
+        pass
+    with pytest.raises(ArtifactError, match=r"z\.arrow is not a token shard"):
+        Shard(str(tmp_path / "z.arrow"))
     table = pa.table({"codes": [b"x"]})
     with pa.OSFile(str(tmp_path / "y.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
