@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from bitlm.artifacts.record import Record, fingerprint
 from bitlm.artifacts.store import Store
 from bitlm.config import Head, PipelineConfig
-from bitlm.data.sources import listing
+from bitlm.data.sources.state import corpus_identity, corpus_location, tokenizer_identity
 from bitlm.errors import ConfigError
 
 # Settings of the diffusion sampler. The evaluation of an LM head does not depend on them.
@@ -180,8 +180,18 @@ def select(all_steps: list[Step], stages: list[str], replacements: Mapping[str, 
 
 
 def find_artifact(parent: Step | Record, store: Store) -> Record | None:
-    """The artifact itself, or the one that has the fingerprint of the step; None if that is still to be made."""
-    return parent if isinstance(parent, Record) else store.find(parent.stage, parent.name, parent.fingerprint)
+    """The artifact itself, or the one that has the fingerprint of the step; None if that is still to be made.
+
+    A corpus must also refer to the place where its files lie now: the same files at another place have the same
+    fingerprint, but they can only be read here.
+    """
+    if isinstance(parent, Record):
+        return parent
+    if parent.stage != "corpus":
+        return store.find(parent.stage, parent.name, parent.fingerprint)
+    expected = (parent.fingerprint, parent.execution)
+    records = reversed(store.records(parent.stage, parent.name))
+    return next((record for record in records if (record.fingerprint, record.execution) == expected), None)
 
 
 def missing_input(step: Step, role: str) -> str:
@@ -235,16 +245,15 @@ def _step(stage: str, name: str, section: Any, **inputs: Step) -> Step:
 
 
 def _corpus(config: PipelineConfig) -> Step:
-    identity = {**config.corpus.identity(), **listing.corpus_state(config.corpus)}
-    return _make("corpus", config.corpus.name, identity)
+    section = config.corpus
+    return Step("corpus", section.name, corpus_identity(section), corpus_location(section), {})
 
 
 def _tokenizer(config: PipelineConfig, corpus: Step) -> Step:
     section = config.tokenizer
     if section.source == "train":
         return _step("tokenizer", config.corpus.name, section, corpus=corpus)
-    identity = {key: value for key, value in section.identity().items() if key != "vocab_size"}
-    return _make("tokenizer", config.corpus.name, {**identity, **listing.tokenizer_state(section)})
+    return _make("tokenizer", config.corpus.name, tokenizer_identity(section))
 
 
 def _pretrained(config: PipelineConfig, tokens: Step, tokenizer: Step, init: Record | None) -> dict[Head, Step]:

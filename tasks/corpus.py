@@ -9,19 +9,19 @@ from bitlm import storage
 from bitlm.artifacts.work import Work
 from bitlm.config import CorpusConfig
 from bitlm.data.sources import corpus, docstrings
-from bitlm.data.sources import listing as sources
 from bitlm.data.sources.corpus import Corpus, Summaries, TextFile
 from bitlm.data.sources.docstrings import Docstring, normalized
-from bitlm.data.sources.listing import DOCSTRINGS
+from bitlm.data.sources.files import SourceFile
+from bitlm.data.sources.state import DOCSTRINGS, resolve, summaries_source, text_source
 from bitlm.data.summaries import examples as summaries
-from bitlm.data.summaries.examples import SPLITS, Contained
+from bitlm.data.summaries.examples import SUMMARY_SPLITS, Contained
 from bitlm.errors import SourceError
 from bitlm.steps import Step
 from tasks.run import Run, stage_task
 from tasks.spread import RETRIES, in_flight, spread
 
 extract = ray.remote(max_retries=RETRIES)(docstrings.extract)
-inspect = ray.remote(max_retries=RETRIES)(corpus.inspect)
+describe_file = ray.remote(max_retries=RETRIES)(corpus.describe_file)
 
 
 def build(step: Step, run: Run, work: Work) -> dict[str, Any]:
@@ -30,26 +30,26 @@ def build(step: Step, run: Run, work: Work) -> dict[str, Any]:
     config = run.config.corpus
     walked = _walk(config, run) if DOCSTRINGS in (config.source, config.summaries) else []
     if config.summaries == DOCSTRINGS:
-        described, test_documents, metrics = _write_summaries(walked, work)
+        summary_files, test_documents, metrics = _write_summaries(walked, work)
     else:
-        described, test_documents, metrics = _refer_summaries(step, run)
+        summary_files, test_documents, metrics = _refer_summaries(step, run)
     owned = config.source == DOCSTRINGS
     if owned:
         files, left_out = _write_text(walked, test_documents, work)
         metrics["left_out_for_test"] = len(left_out)
-        metrics["characters"] = sum(len(found.text) for found in walked) - sum(map(len, left_out))
+        metrics["characters"] = sum(len(docstring.text) for docstring in walked) - sum(map(len, left_out))
     else:
         files, left_out = _refer_text(step, run), []
-    made = Corpus(
+    described = Corpus(
         kind="owned" if owned else "reference",
         files=tuple(files),
         text_column="text" if owned else config.text_column,
         id_column="id" if all("id" in file.columns for file in files) else None,
         validation_fraction=config.validation_fraction,
-        summaries=described,
+        summaries=summary_files,
     )
     corpus.write_excluded([*test_documents, *left_out], work.out)
-    storage.write_atomic(storage.join(work.out, corpus.SOURCE_FILE), made.to_json())
+    storage.write_atomic(storage.join(work.out, corpus.SOURCE_FILE), described.to_json())
     rows = [file.rows for file in files]
     documents = {} if None in rows else {"documents": sum(rows)}
     return {**documents, "files": len(files), "bytes": sum(file.bytes for file in files), **metrics}
@@ -62,9 +62,9 @@ def _walk(config: CorpusConfig, run: Run) -> list[Docstring]:
     kept: dict[str, Docstring] = {}
     done = 0
 
-    def finished(index: int, found: list[Docstring]) -> None:
+    def finished(index: int, chunk: list[Docstring]) -> None:
         nonlocal done
-        waiting[index] = found
+        waiting[index] = chunk
         while done in waiting:
             for docstring in waiting.pop(done):
                 kept.setdefault(normalized(docstring.text), docstring)
@@ -96,8 +96,8 @@ def _write_text(walked: list[Docstring], test_documents: list[str], work: Work) 
 def _refer_text(step: Step, run: Run) -> list[TextFile]:
     """Raises SourceError naming the file for a damaged one, a missing column, and where there is no usable row."""
     config = run.config.corpus
-    listed = sources.resolve(config.source, config.subset, step.identity["source_state"])
-    files = _inspect(listed, (config.text_column,), run)
+    listed = resolve(text_source(config), step.identity["source_state"])
+    files = _describe(listed, (config.text_column,), run)
     corpus.check_usable(files, config.text_column, config.source)
     return files
 
@@ -105,25 +105,25 @@ def _refer_text(step: Step, run: Run) -> list[TextFile]:
 def _write_summaries(walked: list[Docstring], work: Work) -> tuple[Summaries, list[str], dict[str, Any]]:
     """(description, test documents, metrics) of the set made from docstrings."""
     examples = summaries.from_docstrings(docstring.text for docstring in walked)
-    for split in SPLITS:
+    for split in SUMMARY_SPLITS:
         if not examples[split]:
             raise SourceError(
                 f"corpus.summaries = {DOCSTRINGS}: {len(walked):,} docstrings give no {split} example; "
                 "raise corpus.max_documents"
             )
-    files = {split: (summaries.write(examples[split], work.out, split),) for split in SPLITS}
-    metrics = {f"summaries_{split}": len(examples[split]) for split in SPLITS}
+    files = {split: (summaries.write(examples[split], work.out, split),) for split in SUMMARY_SPLITS}
+    metrics = {f"summaries_{split}": len(examples[split]) for split in SUMMARY_SPLITS}
     return Summaries(**files, hash_split=False), [example.document for example in examples["test"]], metrics
 
 
 def _refer_summaries(step: Step, run: Run) -> tuple[Summaries, list[str], dict[str, Any]]:
     """The same for files from outside. Raises SourceError naming the file, column or split that is missing."""
     source = run.config.corpus.summaries
-    listed = sources.resolve(source, None, step.identity["summaries_state"])
-    described = summaries.refer(_inspect(listed, ("document", "summary"), run), source)
-    counts = dict.fromkeys(SPLITS, 0)
+    listed = resolve(summaries_source(run.config.corpus), step.identity["summaries_state"])
+    described = summaries.refer(_describe(listed, ("document", "summary"), run), source)
+    counts = dict.fromkeys(SUMMARY_SPLITS, 0)
     test_documents = []
-    for split in SPLITS:
+    for split in SUMMARY_SPLITS:
         for example in summaries.split_examples(described, split):
             counts[split] += 1
             if split == "test":
@@ -133,15 +133,15 @@ def _refer_summaries(step: Step, run: Run) -> tuple[Summaries, list[str], dict[s
     return described, test_documents, {f"summaries_{split}": count for split, count in counts.items()}
 
 
-def _inspect(listed: list[sources.SourceFile], columns: tuple[str, ...], run: Run) -> list[TextFile]:
-    found: dict[int, TextFile] = {}
+def _describe(listed: list[SourceFile], columns: tuple[str, ...], run: Run) -> list[TextFile]:
+    described: dict[int, TextFile] = {}
 
     def finished(index: int, file: TextFile) -> None:
-        found[index] = file
-        run.progress.update(len(found) / len(listed), f"{len(found):,} of {len(listed):,} files checked")
+        described[index] = file
+        run.progress.update(len(described) / len(listed), f"{len(described):,} of {len(listed):,} files checked")
 
-    spread(inspect, ((file, columns) for file in listed), in_flight(None), finished)
-    return [found[index] for index in range(len(listed))]
+    spread(describe_file, ((file, columns) for file in listed), in_flight(None), finished)
+    return [described[index] for index in range(len(listed))]
 
 
 task = stage_task("corpus", build)

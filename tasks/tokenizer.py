@@ -13,6 +13,7 @@ from bitlm.data.sources import corpus
 from bitlm.data.sources.corpus import load_corpus
 from bitlm.data.sources.rows import Row, read_rows
 from bitlm.data.sources.splits import digest, text_split
+from bitlm.data.sources.state import read_tokenizer
 from bitlm.errors import SourceError
 from bitlm.steps import Step
 from tasks.run import Run, stage_task
@@ -27,7 +28,7 @@ def build(step: Step, run: Run, work: Work) -> dict[str, Any]:
     if config.source == "train":
         data = tokenizer.train(_texts(run, run.input(step, "corpus"), metrics), config)
     else:
-        data = tokenizer.fetch(config)
+        data = read_tokenizer(config)
     info = tokenizer.describe(data, config)
     storage.write_atomic(storage.join(work.out, tokenizer.TOKENIZER_FILE), data)
     storage.write_atomic(storage.join(work.out, tokenizer.INFO_FILE), info.model_dump_json(indent=1).encode())

@@ -13,9 +13,9 @@ from bitlm.data.shards import encode
 from bitlm.data.shards import units as tokens
 from bitlm.data.shards.encode import UnitResult
 from bitlm.data.shards.tokenizer import INFO_FILE, TokenizerInfo
-from bitlm.data.shards.units import SPLITS, TOKENS_FILE, Job, Unit, UnitRecord
+from bitlm.data.shards.units import TOKEN_SPLITS, TOKENS_FILE, Job, Unit, UnitRecord
 from bitlm.data.sources.corpus import load_corpus
-from bitlm.data.sources.listing import check_unchanged
+from bitlm.data.sources.files import check_unchanged
 from bitlm.errors import SourceError
 from bitlm.steps import Step
 from tasks.run import Run, stage_task
@@ -38,10 +38,16 @@ def build(step: Step, run: Run, work: Work) -> dict[str, Any]:
     if corpus.kind == "reference":
         map_in_threads(check_unchanged, corpus.files)
     job = Job(
-        root=run.store.root, out=work.out, format=step.format, corpus=corpus_record, tokenizer=tokenizer_record,
-        text_column=corpus.text_column, id_column=corpus.id_column, validation_fraction=corpus.validation_fraction,
+        root=run.store.root,
+        out=work.out,
+        format=step.format,
+        corpus=corpus_record,
+        tokenizer=tokenizer_record,
+        text_column=corpus.text_column,
+        id_column=corpus.id_column,
+        validation_fraction=corpus.validation_fraction,
         engine=run.config.tokens.execution.engine,
-    )  # fmt: skip
+    )
     units = tokens.plan(corpus.files, run.config.tokens.unit_bytes)
     run.ray()
     records = _encode(units, job, run)
@@ -66,9 +72,13 @@ class Meter:
         record = result.record
         shards = [shard for entries in record.shards.values() for shard in entries]
         counts = Counter(
-            units=1, bytes=record.unit.bytes, documents=record.documents_in, tokens=sum(s.tokens for s in shards),
-            text=sum(s.text_bytes for s in shards), rejected=sum(record.rejected.values()),
-        )  # fmt: skip
+            units=1,
+            bytes=record.unit.bytes,
+            documents=record.documents_in,
+            tokens=sum(s.tokens for s in shards),
+            text=sum(s.text_bytes for s in shards),
+            rejected=sum(record.rejected.values()),
+        )
         self._done.update(counts)
         if result.seconds is not None:
             self._fresh.update(counts)
@@ -119,16 +129,16 @@ def _keep_only(records: list[UnitRecord], work: Work) -> None:
     code may have left it)."""
     for record in records:
         work.digests |= {file.path: (file.bytes, file.sha256) for file in record.written}
-    known = {*work.digests, *(tokens.record_path(record.unit) for record in records), TOKENS_FILE}
+    belonging = {*work.digests, *(tokens.record_path(record.unit) for record in records), TOKENS_FILE}
     for path in storage.list_files(work.out):
-        if path not in known:
+        if path not in belonging:
             storage.remove_tree(storage.join(work.out, path))
 
 
 def _summary(records: list[UnitRecord], info: TokenizerInfo) -> dict[str, Any]:
     """``tokens.json``; its counts are those of the units, added up."""
     splits = {}
-    for split in SPLITS:
+    for split in TOKEN_SPLITS:
         shards = [entry.model_dump(mode="json") for record in records for entry in record.shards.get(split, ())]
         totals = {key: sum(shard[key] for shard in shards) for key in TOTALS}
         splits[split] = {"shards": shards, **totals}
@@ -138,9 +148,14 @@ def _summary(records: list[UnitRecord], info: TokenizerInfo) -> dict[str, Any]:
     documents_in = sum(record.documents_in for record in records)
     assert documents_in == sum(split["documents"] for split in splits.values()) + rejected.total()
     return {
-        "num_bits": info.num_bits, "end_id": info.end_id, "vocab_size": info.vocab_size, "splits": splits,
-        "rejected": dict(sorted(rejected.items())), "documents_in": documents_in, "units": len(records),
-    }  # fmt: skip
+        "num_bits": info.num_bits,
+        "end_id": info.end_id,
+        "vocab_size": info.vocab_size,
+        "splits": splits,
+        "rejected": dict(sorted(rejected.items())),
+        "documents_in": documents_in,
+        "units": len(records),
+    }
 
 
 def _metrics(summary: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Shared fixtures. ``samples`` is a folder of small real FineWeb and XSum files; tests skip without it."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -41,6 +41,14 @@ def ray_session() -> None:
 
 def pytest_sessionfinish() -> None:
     ray.shutdown()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Copies and notes of this machine go to a folder of the test run's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BITLM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture

@@ -83,6 +83,8 @@ def explain(newest: Record | None, step: Step) -> list[str]:
     if newest is None:
         return ["there is none yet"]
     changes = [str(change) for change in _compare(_facts(newest), _facts(step))]
+    if not changes:
+        return ["the same content, but at another place"]
     hidden = len(changes) - SHOWN_CHANGES
     return changes if hidden <= 0 else [*changes[:SHOWN_CHANGES], f"and {hidden} more"]
 

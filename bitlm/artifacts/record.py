@@ -103,7 +103,7 @@ def fingerprint(stage: str, format: int, identity: dict[str, Any], inputs: dict[
     strings), and ConfigError for a URL that carries a credential, which changes whenever it is renewed.
     """
     assert_plain(identity, "identity")
-    _refuse_secrets(identity, "")
+    refuse_secrets(identity, "")
     whole = {"stage": stage, "format": format, "identity": identity, "inputs": inputs}
     assert_plain(whole, "")
     return hashlib.sha256(
@@ -200,14 +200,15 @@ def redacted(value: Any) -> Any:
     return [redacted(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _refuse_secrets(value: Any, path: str) -> None:
+def refuse_secrets(value: Any, path: str) -> None:
+    """Raises ConfigError naming the key below ``path`` whose URL carries a credential."""
     if isinstance(value, str) and _URL_SECRET.search(value):
         raise ConfigError(
             f"{path} = {redact(value)}: the URL carries a credential; give it through the environment instead"
         )
     if isinstance(value, dict | list | tuple):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            _refuse_secrets(item, f"{path}.{key}".lstrip("."))
+            refuse_secrets(item, f"{path}.{key}".lstrip("."))
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -19,6 +19,13 @@ from bitlm.config.stages import (
     TokensConfig,
 )
 
+# Commits of what the presets read from the Hub, so that they mean the same text and tokenizer tomorrow.
+REVISIONS = {
+    "HuggingFaceFW/fineweb": "9bb295ddab0e05d785b879661af7260fed5140fc",  # v1.4.0
+    "EdinburghNLP/xsum": "7d4d486c2f8ef850b1a11aead99b894ff3dd7da9",
+    "Qwen/Qwen3-0.6B": "c1899de289a04d12100db370d81485cdf75e47ca",
+}
+
 
 def tiny() -> Sections:
     """The English text already on the machine; minutes on two CPU cores.
@@ -92,10 +99,12 @@ def _qwen3(model: ModelConfig, *, learning_rate: float, workers: int) -> Section
             name="fineweb-10bt",
             source="hub:HuggingFaceFW/fineweb",
             subset="sample-10BT",
+            revision=REVISIONS["HuggingFaceFW/fineweb"],
             validation_fraction=0.001,
             summaries="hub:EdinburghNLP/xsum",
+            summaries_revision=REVISIONS["EdinburghNLP/xsum"],
         ),
-        tokenizer=TokenizerConfig(source="hub:Qwen/Qwen3-0.6B"),
+        tokenizer=TokenizerConfig(source="hub:Qwen/Qwen3-0.6B", revision=REVISIONS["Qwen/Qwen3-0.6B"]),
         model=model,
         pretrain=PretrainConfig(
             steps=20_000,

@@ -6,12 +6,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
 from bitlm import storage
-from bitlm.data.sources.listing import HUB, hub_commit
 from bitlm.errors import SourceError
+from bitlm.storage import hub
+from bitlm.storage.hub import HUB, HubRepo
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 ARTIFACT = re.compile(r"pretrain/[A-Za-z0-9._-]+(@v[1-9][0-9]*)?")
@@ -29,33 +27,26 @@ def kind(init_from: str) -> Kind:
 
 
 def outside_state(init_from: str) -> dict[str, Any]:
-    """What a fingerprint holds of a checkpoint outside the store: its commit on the Hub, or the sha256 of its files.
+    """What a fingerprint holds of a checkpoint outside the store: the digests of its files by name.
 
-    Raises SourceError where it is not there.
+    Raises SourceError if it is not there.
     """
     if kind(init_from) == "hub":
-        repo, _, revision = init_from.removeprefix(HUB).partition("@")
-        commit = hub_commit(HUB + repo, revision or None, "the revision behind @ in pretrain.init_from", "model")
-        return {"kind": "hub", "repo": repo, "revision": commit}
+        repo, commit = _hub_commit(init_from)
+        return _hub_state(repo, commit)
     folder = Path(init_from)
     paths = [folder / CONFIG, *weight_files(folder)]
-    return {"kind": "files", "files": {path.name: _sha256(path) for path in paths}}
+    return {"kind": "files", "files": {path.name: f"sha256:{_sha256(path)}" for path in paths}}
 
 
 def fetch(init_from: str, state: dict[str, Any]) -> Path:
-    """A local folder with the checkpoint of exactly this state. Raises SourceError where there is none."""
-    if state["kind"] == "files":
-        if outside_state(init_from) != state:
-            raise SourceError(f"{init_from} has changed since this run began: run again")
+    """A local folder with the checkpoint of exactly this state. Raises SourceError if there is none."""
+    if outside_state(init_from) != state:
+        raise SourceError(f"{init_from} has changed since this run began: run again")
+    if kind(init_from) != "hub":
         return Path(init_from)
-    repo, commit = state["repo"], state["revision"]
-    try:
-        return Path(snapshot_download(repo, revision=commit, allow_patterns=[CONFIG, "*.safetensors", INDEX]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise SourceError(
-            f"{init_from}: commit {commit[:12]} cannot be fetched ({error}): check the network, or set "
-            "pretrain.init_from to the folder of a local copy"
-        ) from error
+    repo, commit = _hub_commit(init_from)
+    return hub.download_snapshot(repo, commit, [*state["files"], INDEX])
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -71,6 +62,23 @@ def weight_files(folder: Path) -> list[Path]:
                 f"pretrain.init_from: {path} is missing; expected a checkpoint in Transformers' format, as safetensors"
             )
     return paths
+
+
+def _hub_commit(init_from: str) -> tuple[HubRepo, str]:
+    name, _, revision = init_from.removeprefix(HUB).partition("@")
+    repo = HubRepo(name, "model", "pretrain.init_from", "the revision behind @ in pretrain.init_from")
+    return repo, hub.resolve_commit(repo, revision or None)
+
+
+def _hub_state(repo: HubRepo, commit: str) -> dict[str, Any]:
+    digests = {file.path: file.digest for file in hub.list_files(repo, commit) if "/" not in file.path}
+    files = {name: digest for name, digest in digests.items() if name == CONFIG or name.endswith(".safetensors")}
+    if CONFIG not in files or len(files) == 1:
+        raise SourceError(
+            f"{HUB}{repo.name} has no {CONFIG} or no safetensors file at commit {commit[:12]}: pretrain.init_from "
+            "takes a checkpoint in Transformers' format"
+        )
+    return {"kind": "files", "files": files}
 
 
 def _sha256(path: Path) -> str:

@@ -16,20 +16,23 @@ from bitlm.storage.files import (
     remove_tree,
     sha256,
     size,
-    stat_tag,
     upload,
     write_atomic,
     write_new,
 )
 from bitlm.storage.requests import redact
-from bitlm.storage.urls import filesystem, is_inside, is_local, join, local_path
+from bitlm.storage.tags import FileTag, find_tagged, stat_tag
+from bitlm.storage.urls import cache_root, filesystem, is_inside, is_local, join, local_path
 
 __all__ = [
+    "FileTag",
+    "cache_root",
     "copy",
     "describe_mismatch",
     "download",
     "exists",
     "filesystem",
+    "find_tagged",
     "glob",
     "is_inside",
     "is_local",

@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from bitlm.errors import ArtifactError, SourceError
 from bitlm.storage.local import fsync, partial_file, walk
@@ -32,20 +32,12 @@ def exists(url: str) -> bool:
 
 
 def size(url: str) -> int:
-    """Bytes of a file. Raises SourceError when there is none."""
-    return stat_tag(url)["bytes"]
-
-
-def stat_tag(url: str) -> dict[str, Any]:
-    """``{"bytes": …, "etag": …}``, cheap to ask for, which changes when the file does."""
+    """Bytes of a file. Raises SourceError if there is none, or if it is a folder."""
     fs, path = filesystem(url)
     info = request(url, fs.info, path)
     if info["type"] == "directory":
         raise SourceError(f"{redact(url)} is a folder, not a file")
-    if is_local(url):
-        return {"bytes": info["size"], "etag": f"mtime-{os.stat(path).st_mtime_ns}"}
-    etag = info.get("ETag") or info.get("etag")
-    return {"bytes": info["size"], "etag": etag.strip('"') if etag else fs.ukey(path)}
+    return info["size"]
 
 
 def read_bytes(url: str) -> bytes:

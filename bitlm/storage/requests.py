@@ -69,13 +69,21 @@ def already_exists(error: OSError) -> bool:
 
 
 def _client_errors() -> tuple[type[Exception], ...]:
-    """The faults of the S3 client; none as long as it has not been imported (it is slow to import)."""
-    if "botocore" not in sys.modules:
-        return ()
-    from aiohttp import ClientError as HttpError
-    from botocore.exceptions import BotoCoreError, ClientError
+    """The base classes of what the stores' clients raise, of those clients that are imported (they are slow to)."""
+    errors: list[type[Exception]] = []
+    if "botocore" in sys.modules:
+        from botocore.exceptions import BotoCoreError, ClientError
 
-    return BotoCoreError, ClientError, HttpError
+        errors += [BotoCoreError, ClientError]
+    if "aiohttp" in sys.modules:  # of s3:// and http://
+        from aiohttp import ClientError as HttpClientError
+
+        errors.append(HttpClientError)
+    if "huggingface_hub.errors" in sys.modules:  # of hf://
+        from huggingface_hub.errors import HTTPError
+
+        errors.append(HTTPError)
+    return tuple(errors)
 
 
 def _response(error: BaseException) -> dict[str, Any]:
@@ -93,18 +101,36 @@ def _code(error: BaseException) -> str:
 def _is_transient(error: Exception) -> bool:
     if isinstance(error, TimeoutError | ConnectionError) or getattr(error, "errno", None) in _TRANSIENT_ERRNO:
         return True
-    status = _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    status = _status(error)
     return _code(error) in _TRANSIENT_CODES or status == 429 or status >= 500 or _is_connection_error(error)
 
 
-def _is_connection_error(error: Exception) -> bool:
-    if isinstance(error, OSError) or "botocore" not in sys.modules:
-        return False
-    from aiohttp import ClientConnectionError, ClientPayloadError
-    from botocore.exceptions import ConnectionError as NoConnection
-    from botocore.exceptions import HTTPClientError
+def _status(error: Exception) -> int:
+    """The HTTP status of the response, 0 if there was none: as botocore, aiohttp and the Hub's client hold it."""
+    status = _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return status or getattr(error, "status", 0) or getattr(getattr(error, "response", None), "status_code", 0)
 
-    return isinstance(error, NoConnection | HTTPClientError | ClientConnectionError | ClientPayloadError)
+
+def _is_connection_error(error: Exception) -> bool:
+    """Whether there was no response at all, or only a part of one."""
+    if isinstance(error, OSError):
+        return False
+    if "botocore" in sys.modules:
+        from botocore.exceptions import ConnectionError as NoConnection
+        from botocore.exceptions import HTTPClientError
+
+        if isinstance(error, NoConnection | HTTPClientError):
+            return True
+    if "aiohttp" in sys.modules:
+        from aiohttp import ClientConnectionError, ClientPayloadError
+
+        if isinstance(error, ClientConnectionError | ClientPayloadError):
+            return True
+    if "huggingface_hub.errors" in sys.modules:
+        from huggingface_hub.errors import HTTPError
+
+        return isinstance(error, HTTPError) and getattr(error, "response", None) is None
+    return False
 
 
 def _explain(error: Exception, url: str) -> str | None:
@@ -129,5 +155,8 @@ def _explain(error: Exception, url: str) -> str | None:
         return "no space left on the device; free some and run again"
     if remote and _is_transient(error):
         asked = f"the store gave no answer, though asked {ATTEMPTS} times ({redact(str(error))})"
-        return f"{asked}; check the network and AWS_ENDPOINT_URL"
+        endpoint = "HF_ENDPOINT" if url.startswith("hf://") else "AWS_ENDPOINT_URL"
+        return f"{asked}; check the network and {endpoint}"
+    if remote and _status(error) and not already_exists(error):
+        return f"the request was refused ({redact(str(error)).splitlines()[0]}); check the URL and the credentials"
     return None

@@ -33,6 +33,11 @@ def local_path(url: str) -> str:
     return os.path.abspath(os.path.expanduser(url.removeprefix("file://")))
 
 
+def cache_root() -> str:
+    """The folder below which copies and notes of this machine are kept: BITLM_CACHE, or ~/.cache/bitlm."""
+    return os.path.abspath(os.environ.get("BITLM_CACHE") or os.path.expanduser("~/.cache/bitlm"))
+
+
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a URL, and the path in it. May be called anywhere: there is one instance for each process."""
     if is_local(url):

@@ -13,11 +13,10 @@ from bitlm.config import PipelineConfig
 from bitlm.data.shards import tokenizer
 from bitlm.data.shards.encode import Kit
 from bitlm.data.shards.engine import TextEncoder
-from bitlm.data.shards.estimate import Estimate, estimate
+from bitlm.data.shards.estimate import Estimate, TextSource, estimate
 from bitlm.data.shards.tokenizer import INFO_FILE, TOKENIZER_FILE, TokenizerInfo
-from bitlm.data.sources import listing as sources
 from bitlm.data.sources.corpus import load_corpus
-from bitlm.data.sources.listing import SourceFile
+from bitlm.data.sources.state import DOCSTRINGS, read_tokenizer, resolve, text_source
 from bitlm.steps import Step, find_artifact
 from tasks.tokens import duration
 
@@ -27,16 +26,15 @@ def estimate_tokens(steps: Sequence[Step], config: PipelineConfig, root: str) ->
     store = Store(root)
     step = next(step for step in steps if step.stage == "tokens")
     corpus, tokenizer_record = (find_artifact(step.inputs[role], store) for role in ("corpus", "tokenizer"))
-    if corpus is None and config.corpus.source == sources.DOCSTRINGS:
+    if corpus is None and config.corpus.source == DOCSTRINGS:
         return "the corpus has not been made: `bitlm run corpus`, then plan again"
     if tokenizer_record is None and config.tokenizer.source == "train":
         return "the tokenizer has not been trained: `bitlm run tokenizer --upstream`, then plan again"
     started = time.process_time()
     kit = _kit(tokenizer_record, config, store)
     load_seconds = time.process_time() - started
-    files, text_column, id_column = _files(corpus, step, config, store)
-    fraction, workers = config.corpus.validation_fraction, config.tokens.execution.num_workers
-    return estimate(files, text_column, id_column, fraction, kit, load_seconds, workers)
+    source = _source(corpus, step, config, store)
+    return estimate(source, kit, load_seconds, config.tokens.execution.num_workers)
 
 
 def show_estimate(result: Estimate | str) -> None:
@@ -73,24 +71,21 @@ def add_estimate(planned: list[dict[str, Any]], result: Estimate | str) -> list[
 
 def _kit(record: Record | None, config: PipelineConfig, store: Store) -> Kit:
     if record is None:
-        data = tokenizer.fetch(config.tokenizer)
+        data = read_tokenizer(config.tokenizer)
         info = tokenizer.describe(data, config.tokenizer)
     else:
         data = store.read_bytes(record, TOKENIZER_FILE)
         info = TokenizerInfo.model_validate_json(store.read_bytes(record, INFO_FILE))
-    return Kit(TextEncoder(data, config.tokens.execution.engine), info, frozenset())
+    return Kit(TextEncoder(data, config.tokens.execution.engine), info, frozenset(), config.corpus.validation_fraction)
 
 
-def _files(
-    corpus: Record | None, step: Step, config: PipelineConfig, store: Store
-) -> tuple[list[SourceFile], str, str | None]:
-    """(files, text column, id column), as the corpus artifact has them, or as the source has them now."""
+def _source(corpus: Record | None, step: Step, config: PipelineConfig, store: Store) -> TextSource:
+    """The files as the corpus artifact has them, or as the configured source has them now."""
     if corpus is None:
-        source = config.corpus
-        files = sources.resolve(source.source, source.subset, step.inputs["corpus"].identity["source_state"])
-        return files, source.text_column, None
+        files = resolve(text_source(config.corpus), step.inputs["corpus"].identity["source_state"])
+        return TextSource(files, config.corpus.text_column, None)
     described = load_corpus(store, corpus)
     owned = described.kind == "owned"
     urls = [store.url(corpus.id, file.url) if owned else file.url for file in described.files]
     files = [file.model_copy(update={"url": url}) for file, url in zip(described.files, urls, strict=True)]
-    return files, described.text_column, described.id_column
+    return TextSource(files, described.text_column, described.id_column)

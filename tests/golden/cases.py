@@ -21,16 +21,18 @@ from toy_training import metrics, run, run_ranks
 
 from bitlm.config import PRESETS, DiffusionConfig, configure
 from bitlm.data.reading.order import Order
-from bitlm.data.sources import docstrings
+from bitlm.data.sources import docstrings, state
+from bitlm.data.sources.files import SourceFile
 from bitlm.diffusion.bound import NoisePath, path_noise
 from bitlm.diffusion.noise import BlockShape, NoiseKeys, block_noise, sample_noise, token_uniform
 from bitlm.model import BitLMForCausalLM
 from bitlm.steps import steps
+from bitlm.storage import hub
+from bitlm.storage.hub import HubFile
 
 RECORDED = Path(__file__).parent / "recorded.json"
 TOLERANCE = 1e-4
 MARGIN = 0.02  # |value| of the least certain bit, or the lead of the likeliest token's logit
-COMMIT = "0123456789" * 4
 TRAININGS: dict[str, dict[str, Any]] = {
     "lm": {"head": "lm"},
     "lm-masked": {"head": "lm", "masked": True},
@@ -46,7 +48,10 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "diffusion": {"num_steps": 8, "guidance_scale": 3.0},
     "codebook": {"num_steps": 6, "guidance_scale": 2.0, "stagger": 0.5},
 }
-REVISIONS = ("corpus.revision", "corpus.summaries_revision", "tokenizer.revision")
+HUB_FILES = [
+    SourceFile(url="hf://x", path="train/0.parquet", split="train", format="parquet", bytes=5, etag="sha256:0"),
+    SourceFile(url="hf://x", path="test/0.parquet", split="test", format="parquet", bytes=7, etag="sha256:1"),
+]
 
 
 def compute() -> dict[str, Any]:
@@ -142,11 +147,15 @@ def _draws() -> dict[str, list]:
 
 
 def _fingerprints(preset: str) -> dict[str, str]:
-    """Of every step, with fixed packages and commits as the state of the sources."""
-    pinned = [f"{key}={COMMIT}" for key in REVISIONS] if configure(preset).corpus.source != "docstrings" else []
-    state = {"kind": "docstrings", "packages": ["python==3.11.0"]}
-    with mock.patch.object(docstrings, "state", return_value=state):
-        return {step.key: step.fingerprint for step in steps(configure(preset, pinned))}
+    """Of every step, with fixed packages and files of the Hub as the state of the sources."""
+    packages = {"kind": "docstrings", "packages": ["python==3.11.0"]}
+    tokenizer = HubFile("tokenizer.json", 5, "sha256:2")
+    with (
+        mock.patch.object(docstrings, "state", return_value=packages),
+        mock.patch.object(state, "dataset_files", return_value=HUB_FILES),
+        mock.patch.object(hub, "stat_file", return_value=tokenizer),
+    ):
+        return {step.key: step.fingerprint for step in steps(configure(preset))}
 
 
 def _numbers(value: Any) -> bool:

@@ -2,12 +2,9 @@ import json
 from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi
 
 from bitlm.errors import SourceError
 from bitlm.model import weights
-
-COMMIT = "c" * 40
 
 
 def checkpoint(folder: Path, content: bytes = b"weights") -> Path:
@@ -62,26 +59,3 @@ def test_every_file_of_an_index_counts(tmp_path: Path) -> None:
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"absent/config\.json is missing; expected a checkpoint"):
         weights.outside_state(str(tmp_path / "absent"))
-
-
-def test_a_hub_checkpoint_is_its_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(HfApi, "repo_info", lambda *_, **__: pytest.fail("asked the Hub"))
-    state = weights.outside_state(f"hub:some/model@{COMMIT}")
-    assert state == {"kind": "hub", "repo": "some/model", "revision": COMMIT}
-    asked = []
-
-    def download(repo: str, *, revision: str, allow_patterns: list[str]) -> str:
-        asked.append((repo, revision))
-        assert not [pattern for pattern in allow_patterns if "bin" in pattern or pattern == "*"]
-        return str(tmp_path)
-
-    monkeypatch.setattr(weights, "snapshot_download", download)
-    assert weights.fetch("hub:some/model", state) == tmp_path
-    assert asked == [("some/model", COMMIT)]
-
-    def unreachable(*_: object, **__: object) -> None:
-        raise ConnectionError("no route")
-
-    monkeypatch.setattr(weights, "snapshot_download", unreachable)
-    with pytest.raises(SourceError, match=r"hub:some/model: commit cccccccccccc cannot be fetched \(no route\)"):
-        weights.fetch("hub:some/model", state)

@@ -92,10 +92,10 @@ def test_stat_tag_follows_the_contents(root: str) -> None:
     url = storage.join(root, "f")
     storage.write_atomic(url, b"1234")
     first = storage.stat_tag(url)
-    assert first["bytes"] == 4
+    assert first.bytes == 4
     assert storage.stat_tag(url) == first
     storage.write_atomic(url, b"4321")
-    assert storage.stat_tag(url)["etag"] != first["etag"]
+    assert storage.stat_tag(url).etag != first.etag
 
 
 @pytest.mark.parametrize("read_ahead", [0, 1000])

@@ -1,17 +1,19 @@
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from bitlm.artifacts.record import Record
 from bitlm.artifacts.store import Store
 from bitlm.data.sources import docstrings
 from bitlm.data.sources.corpus import load_corpus
 from bitlm.data.sources.docstrings import Package, normalized
 from bitlm.data.sources.splits import digest
-from bitlm.data.summaries.examples import SPLITS, read_examples
+from bitlm.data.summaries.examples import SUMMARY_SPLITS, read_examples
 from bitlm.errors import SourceError
 from tests.tasks.data_stages import digests, run_stages
 
@@ -49,7 +51,7 @@ def test_no_test_document_is_in_the_text(packages: Path, tmp_path: Path) -> None
     assert described.kind == "owned"
     tables = [pq.read_table(io.BytesIO(store.read_bytes(record, file.url))) for file in described.files]
     texts = [text for table in tables for text in table["text"].to_pylist()]
-    examples = {split: list(read_examples(store, record, split)) for split in SPLITS}
+    examples = {split: list(read_examples(store, record, split)) for split in SUMMARY_SPLITS}
     assert all(examples.values())
     assert sum(map(len, examples.values())) == 240
     documents = [normalized(example.document) for example in examples["test"]]
@@ -95,10 +97,28 @@ def test_outside_files_are_referred_to_not_copied(samples: Path, tmp_path: Path)
     assert source["files"][0]["columns"]["language_score"] == "double"
     assert source["id_column"] == "id"
     assert record.metrics["documents"] == 320
-    counts = {split: len(list(read_examples(Store(str(tmp_path)), record, split))) for split in SPLITS}
+    counts = {split: len(list(read_examples(Store(str(tmp_path)), record, split))) for split in SUMMARY_SPLITS}
     assert counts == {"train": 1000, "validation": 210, "test": 906}
     assert len(list(read_examples(Store(str(tmp_path)), record, "test", 7))) == 7
     assert run_stages(tmp_path, *reference(samples), last="corpus")["corpus"] == record
+
+
+def test_a_copy_at_another_place_makes_only_the_reference_anew(samples: Path, tmp_path: Path) -> None:
+    def made(place: str) -> dict[str, Record]:
+        settings = [f"corpus.source={tmp_path / place}", f"corpus.summaries={samples}/xsum", "corpus.name=moved"]
+        return run_stages(tmp_path / "root", *settings, "tokenizer.vocab_size=300")
+
+    shutil.copytree(samples / "fineweb", tmp_path / "here", copy_function=shutil.copyfile)
+    first = made("here")
+    shutil.copytree(tmp_path / "here", tmp_path / "there", copy_function=shutil.copyfile)
+    shutil.rmtree(tmp_path / "here")
+    second = made("there")
+    assert second["corpus"].id == "corpus/moved@v2"
+    assert second["corpus"].fingerprint == first["corpus"].fingerprint
+    files = load_corpus(Store(str(tmp_path / "root")), second["corpus"]).files
+    assert {Path(file.url).parent for file in files} == {tmp_path / "there"}
+    assert (second["tokenizer"], second["tokens"]) == (first["tokenizer"], first["tokens"])
+    assert made("there") == second
 
 
 @pytest.mark.parametrize(

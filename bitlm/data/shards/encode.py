@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 
 from bitlm import storage
 from bitlm.artifacts.store import Store
-from bitlm.data.shards.engine import TextEncoder
+from bitlm.data.shards.engine import Engine, TextEncoder
 from bitlm.data.shards.output import Clock, Documents, Output
 from bitlm.data.shards.tokenizer import INFO_FILE, TOKENIZER_FILE, TokenizerInfo
-from bitlm.data.shards.units import SPLITS, Job, Unit, UnitRecord, complete, record_path
+from bitlm.data.shards.units import TOKEN_SPLITS, Job, Unit, UnitRecord, complete, record_path
 from bitlm.data.sources.corpus import EXCLUDED_FILE, verified_url
-from bitlm.data.sources.listing import check_unchanged
+from bitlm.data.sources.files import check_unchanged
 from bitlm.data.sources.rows import derived_id, read_batches
 from bitlm.data.sources.splits import fractions
 from bitlm.data.sources.textbatch import TextBatch
@@ -43,7 +43,8 @@ class Kit:
 
     encoder: TextEncoder
     info: TokenizerInfo
-    excluded: frozenset[bytes]
+    excluded: frozenset[bytes]  # sha256 of texts that must not be trained on
+    validation_fraction: float
 
 
 def encode_unit(unit: Unit, job: Job) -> UnitResult:
@@ -56,9 +57,9 @@ def encode_unit(unit: Unit, job: Job) -> UnitResult:
     pa.set_memory_pool(pa.system_memory_pool())  # reading takes half the CPU time of that with Arrow's own pool
     with clock("load"):
         kit = load_kit(job)
-    made = complete(unit, job, kit.info.sha256)
-    if made is not None:
-        return UnitResult(made, None, _peak())
+    finished = complete(unit, job, kit.info.sha256)
+    if finished is not None:
+        return UnitResult(finished, None, _peak())
     store = Store(job.root)
 
     def put(path: str, data: bytes) -> None:
@@ -69,22 +70,31 @@ def encode_unit(unit: Unit, job: Job) -> UnitResult:
         with verified_url(store, job.corpus, part) as url:
             batches = read_batches(url, part.format, job.text_column, job.id_column, part.groups)
             for batch in clock.each("read", batches):
-                encode_batch(batch, part.path, kit, job.validation_fraction, output, clock)
-        if not part.etag.startswith("sha256-"):
+                encode_batch(batch, part.path, kit, output)
+        if not part.owned:
             check_unchanged(part)  # what was read is what was listed
     output.finish()
     record = UnitRecord(
-        format=job.format, unit=unit, corpus=job.corpus.fingerprint, tokenizer_sha256=kit.info.sha256,
-        documents_in=output.documents_in, shards=output.shards, rejected=output.rejected, written=tuple(output.written),
-    )  # fmt: skip
+        format=job.format,
+        unit=unit,
+        corpus=job.corpus.fingerprint,
+        tokenizer_sha256=kit.info.sha256,
+        documents_in=output.documents_in,
+        shards=output.shards,
+        rejected=output.rejected,
+        written=tuple(output.written),
+    )
     assert record.documents_in == output.documents + sum(record.rejected.values()), unit
     put(record_path(unit), record.model_dump_json().encode())
     return UnitResult(record, dict(clock.seconds), _peak())
 
 
-def encode_batch(
-    batch: TextBatch, file: str, kit: Kit, validation_fraction: float, output: Output, clock: Clock
-) -> None:
+def encode_batch(batch: TextBatch, file: str, kit: Kit, output: Output) -> None:
+    """Encode the usable rows of a batch of ``file`` into the output's shards; the others are rejected there.
+
+    Raises ArtifactError where the two engines disagree.
+    """
+    clock = output.clock
     usable = np.ones(len(batch.rows), dtype=bool)
     usable[list(batch.faults)] = False
     places = np.flatnonzero(usable)
@@ -97,47 +107,52 @@ def encode_batch(
     output.documents_in += len(batch.rows)
     if batch.faults or tested.any():
         output.reject(batch, places[tested].tolist(), file)
-    validation = fractions(keys[:, 0]) < validation_fraction
+    validation = fractions(keys[:, 0]) < kit.validation_fraction
     lengths = np.diff(batch.bounds())
-    for split, chosen in zip(SPLITS, (~tested & ~validation, ~tested & validation), strict=True):
+    for split, chosen in zip(TOKEN_SPLITS, (~tested & ~validation, ~tested & validation), strict=True):
         some = np.flatnonzero(chosen)
         if len(some):
             ids = _ids(batch.ids, places[some], some, digests)
-            documents = Documents(texts[some].tolist(), ids, batch.rows[places[some]], file)
-            _encode_documents(documents, split, keys[some, 3], int(lengths[places[some]].sum()), kit, output, clock)
+            documents = Documents(
+                texts=texts[some].tolist(),
+                text_bytes=int(lengths[places[some]].sum()),
+                keys=keys[some, 3],
+                ids=ids,
+                rows=batch.rows[places[some]],
+                file=file,
+            )
+            _encode_documents(documents, split, kit, output)
 
 
-def _encode_documents(
-    documents: Documents, split: str, keys: np.ndarray, text_bytes: int, kit: Kit, output: Output, clock: Clock
-) -> None:
-    with clock("encode"):
+def _encode_documents(documents: Documents, split: str, kit: Kit, output: Output) -> None:
+    with output.clock("encode"):
         encoded = kit.encoder.encode(documents.texts)
-    with clock("compare"):
-        due = output.due(split, text_bytes)
-        wrong, compared = kit.encoder.difference(documents.texts, encoded, _sample(keys), due)
+    with output.clock("compare"):
+        due = output.due(split, documents.text_bytes)
+        wrong, compared = kit.encoder.difference(documents.texts, encoded, _sample(documents.keys), due)
         output.sampled(split, compared)
     if wrong is not None:
         raise ArtifactError(
             f"{documents.file}: fastokens and tokenizers encode document {documents.ids[wrong].as_py()} (row "
             f"{documents.rows[wrong]}) differently; set tokens.execution.engine=reference, and report the text"
         )
-    output.add(split, documents, encoded, text_bytes)
+    output.add(split, documents, encoded)
 
 
 @lru_cache(maxsize=1)
-def _kit(root: str, corpus: str, tokenizer: str, engine: str) -> Kit:
+def _kit(root: str, corpus: str, tokenizer: str, engine: Engine, validation_fraction: float) -> Kit:
     store = Store(root)
     corpus_record, tokenizer_record = store.load(corpus), store.load(tokenizer)
     info = TokenizerInfo.model_validate_json(store.read_bytes(tokenizer_record, INFO_FILE))
     encoder = TextEncoder(store.read_bytes(tokenizer_record, TOKENIZER_FILE), engine)
     with store.local_file(corpus_record, EXCLUDED_FILE) as path:
         digests = pq.read_table(path)["text_sha256"].to_pylist()
-    return Kit(encoder, info, frozenset(map(bytes.fromhex, digests)))
+    return Kit(encoder, info, frozenset(map(bytes.fromhex, digests)), validation_fraction)
 
 
 def load_kit(job: Job) -> Kit:
     """The verified tokenizer and the excluded texts; kept for the next unit of the same job. Raises ArtifactError."""
-    return _kit(job.root, job.corpus.id, job.tokenizer.id, job.engine)
+    return _kit(job.root, job.corpus.id, job.tokenizer.id, job.engine, job.validation_fraction)
 
 
 def _sample(keys: np.ndarray) -> np.ndarray:

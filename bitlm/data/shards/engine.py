@@ -79,9 +79,11 @@ class TextEncoder:
         return None, compared
 
     def _by_reference(self, texts: Sequence[str]) -> Encoded:
-        found = [encoding.ids for encoding in self._reference.encode_batch_fast(list(texts), add_special_tokens=False)]
-        lengths = np.array([len(ids) for ids in found], dtype=np.int64)
-        return Encoded(np.fromiter((id for ids in found for id in ids), np.uint32, int(lengths.sum())), lengths)
+        encoded = [
+            encoding.ids for encoding in self._reference.encode_batch_fast(list(texts), add_special_tokens=False)
+        ]
+        lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
+        return Encoded(np.fromiter((id for ids in encoded for id in ids), np.uint32, int(lengths.sum())), lengths)
 
 
 def without_added_tokens(data: bytes) -> str:

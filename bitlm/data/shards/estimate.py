@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,8 @@ import pyarrow as pa
 
 from bitlm.data.shards.encode import Kit, encode_batch
 from bitlm.data.shards.output import Clock, Output
-from bitlm.data.sources.corpus import TextFile, inspect
-from bitlm.data.sources.listing import SourceFile
+from bitlm.data.sources.corpus import TextFile, describe_file
+from bitlm.data.sources.files import SourceFile
 from bitlm.data.sources.rows import read_batches
 
 SAMPLE_FILES, SAMPLE_GROUPS = 8, 2  # files, evenly spaced, and row groups of each, of which one batch is encoded
@@ -45,32 +44,46 @@ class Estimate:
         return {**asdict(self), "core_hours": self.core_seconds / 3600, "wall_seconds": self.wall_seconds}
 
 
-def estimate(
-    files: Sequence[SourceFile], text_column: str, id_column: str | None, validation_fraction: float, kit: Kit,
-    start_seconds: float, workers: int | None,
-) -> Estimate:  # fmt: skip
-    """The same sample for the same files; the times are measured here and now, on one core.
+@dataclass(frozen=True)
+class TextSource:
+    """Files of text to estimate, those of a corpus artifact or of a source that has none yet."""
+
+    files: Sequence[SourceFile]
+    text_column: str
+    id_column: str | None
+
+
+def estimate(source: TextSource, kit: Kit, start_seconds: float, workers: int | None) -> Estimate:
+    """The same sample for the same files; the times are measured here and now, on one core. ``workers``: by default as
+    many as this machine has cores.
 
     Raises SourceError where a sampled file is damaged or has no such column.
     """
+    files = source.files
     some = [files[i] for i in _spaced(len(files), SAMPLE_FILES)]
-    chosen = [file if isinstance(file, TextFile) else inspect(file, (text_column,)) for file in some]
+    chosen = [file if isinstance(file, TextFile) else describe_file(file, (source.text_column,)) for file in some]
     picked = [(file, groups) for file in chosen for groups in _picked(file)]
-    measure = partial(_measured, text_column=text_column, id_column=id_column, fraction=validation_fraction, kit=kit)
-    measure(picked[:1])  # not counted: at first every word is new to the engine
-    sample = measure(picked)
+    _measure(picked[:1], source, kit)  # not counted: at first every word is new to the engine
+    sample = _measure(picked, source, kit)
     source_bytes = sum(file.bytes for file in files)
     scale = source_bytes / sum(file.bytes for file in chosen)
     text_bytes = scale * sum(map(_size, chosen)) * sample.text_bytes / max(1, sample.size)
     share = text_bytes / max(1, sample.text_bytes)
     rows = [file.rows for file in chosen]
     return Estimate(
-        files=len(files), source_bytes=source_bytes, text_bytes=round(text_bytes),
+        files=len(files),
+        source_bytes=source_bytes,
+        text_bytes=round(text_bytes),
         documents=round(share * sample.documents if None in rows else scale * sum(rows)),
-        tokens=round(share * sample.tokens), output_bytes=round(share * sample.output_bytes),
-        core_seconds=share * sample.seconds, start_seconds=start_seconds, workers=workers or os.cpu_count() or 1,
-        sample_files=len(chosen), sample_documents=sample.documents, sample_text_bytes=sample.text_bytes,
-    )  # fmt: skip
+        tokens=round(share * sample.tokens),
+        output_bytes=round(share * sample.output_bytes),
+        core_seconds=share * sample.seconds,
+        start_seconds=start_seconds,
+        workers=workers or os.cpu_count() or 1,
+        sample_files=len(chosen),
+        sample_documents=sample.documents,
+        sample_text_bytes=sample.text_bytes,
+    )
 
 
 @dataclass
@@ -85,19 +98,17 @@ class _Sample:
     seconds: float = 0.0
 
 
-def _measured(
-    picked: Sequence[tuple[TextFile, range | None]], text_column: str, id_column: str | None, fraction: float, kit: Kit
-) -> _Sample:
+def _measure(picked: Sequence[tuple[TextFile, range | None]], source: TextSource, kit: Kit) -> _Sample:
     """Encode the first batch of each of the picked row groups."""
     pa.set_memory_pool(pa.system_memory_pool())  # as the stage does
     sample, clock, sizes = _Sample(), Clock(), []
     output = Output(0, kit.info, clock, lambda _, data: sizes.append(len(data)))
     for file, groups in picked:
-        batches = read_batches(file.url, file.format, text_column, id_column, groups)
+        batches = read_batches(file.url, file.format, source.text_column, source.id_column, groups)
         batch = next(clock.each("read", batches), None)
         if batch is None:
             continue
-        encode_batch(batch, file.path, kit, fraction, output, clock)
+        encode_batch(batch, file.path, kit, output)
         text = int(batch.bounds()[-1] - batch.bounds()[0])
         group = None if groups is None else file.row_groups[groups.start]
         sample.size += text if group is None else group.bytes * len(batch.rows) / group.rows

@@ -18,10 +18,15 @@ from bitlm.errors import ArtifactError
 
 GROUP = 8  # tokens per value of the column
 METADATA = b"bitlm"
-DOCS_SCHEMA = pa.schema([
-    ("id", pa.string()), ("first_token", pa.int64()), ("length", pa.int64()), ("row", pa.int64()),
-    ("file", pa.string()),
-])  # fmt: skip
+DOCS_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("first_token", pa.int64()),
+        ("length", pa.int64()),
+        ("row", pa.int64()),
+        ("file", pa.string()),
+    ]
+)
 MOST_BYTES, MOST_DOCUMENTS = 2**28, 2**21  # in a shard, give or take a batch of documents
 
 
@@ -46,9 +51,7 @@ class ShardWriter:
         self.documents = 0
         self.tokens = 0
 
-    def add(
-        self, tokens: np.ndarray, lengths: np.ndarray, ids: pa.StringArray, rows: np.ndarray, file: str
-    ) -> None:  # fmt: skip
+    def add(self, tokens: np.ndarray, lengths: np.ndarray, ids: pa.StringArray, rows: np.ndarray, file: str) -> None:
         """Append n documents, each followed by the end token: ``tokens`` uint32 of all of them, their ``lengths``
         int64 [n], their ``ids`` [n], and the ``rows`` int64 [n] of the source ``file`` that they come from."""
         ends = np.cumsum(lengths + 1)  # [n], one past the end token of each
@@ -105,7 +108,7 @@ class Shard:
         try:
             with pa.memory_map(path) as source:
                 batch = pa.ipc.open_file(source).get_batch(0)
-        except (pa.ArrowInvalid, OSError) as error:
+        except (ValueError, OSError) as error:  # ArrowInvalid is a ValueError; so is a file without a record batch
             raise ArtifactError(f"{path} is not a token shard ({error}): make the tokens artifact again") from error
         if METADATA not in (batch.schema.metadata or {}):
             raise ArtifactError(f"{path} is an Arrow file but not a token shard")

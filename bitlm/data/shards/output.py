@@ -17,13 +17,19 @@ from bitlm.artifacts.record import FileEntry
 from bitlm.data.shards.engine import Encoded
 from bitlm.data.shards.format import ShardWriter
 from bitlm.data.shards.tokenizer import TokenizerInfo
-from bitlm.data.shards.units import SPLITS, ShardEntry
+from bitlm.data.shards.units import TOKEN_SPLITS, ShardEntry
 from bitlm.data.sources.textbatch import Fault, TextBatch
 
 TEST_DOCUMENT = "test_document"  # reason of a row whose text must not be trained on
-REJECTED_SCHEMA = pa.schema([
-    ("reason", pa.string()), ("file", pa.string()), ("row", pa.int64()), ("id", pa.string()), ("text", pa.string()),
-])  # fmt: skip
+REJECTED_SCHEMA = pa.schema(
+    [
+        ("reason", pa.string()),
+        ("file", pa.string()),
+        ("row", pa.int64()),
+        ("id", pa.string()),
+        ("text", pa.string()),
+    ]
+)
 SAMPLE_SHARE = 2**-12  # characters that both engines encode, to a byte of text
 _REJECTED_AT_ONCE = 1000
 _T = TypeVar("_T")
@@ -56,9 +62,12 @@ class Clock:
 
 @dataclass(frozen=True)
 class Documents:
-    """n documents of one split: their texts, ids [n], and the rows int64 [n] of ``file`` that they come from."""
+    """n documents of one split: their texts and the UTF-8 bytes of all of them, ``keys`` uint64 [n], which are the last
+    8 bytes of the sha256 of each text, ids [n], and the rows int64 [n] of ``file`` that they come from."""
 
     texts: list[str]
+    text_bytes: int
+    keys: np.ndarray
     ids: pa.StringArray
     rows: np.ndarray
     file: str
@@ -71,10 +80,10 @@ class Output:
     """
 
     def __init__(self, unit: int, info: TokenizerInfo, clock: Clock, put: Callable[[str, bytes], None]) -> None:
-        self._unit, self._info, self._clock, self._put = unit, info, clock, put
-        self._writers = {split: self._writer() for split in SPLITS}
+        self._unit, self._info, self.clock, self._put = unit, info, clock, put
+        self._writers = {split: self._writer() for split in TOKEN_SPLITS}
         self._text_bytes: Counter[str] = Counter()
-        self._due = dict.fromkeys(SPLITS, 1.0)
+        self._due = dict.fromkeys(TOKEN_SPLITS, 1.0)
         self._rejected = Rejected()
         self.documents_in = 0
         self.shards: dict[str, list[ShardEntry]] = {}
@@ -98,10 +107,10 @@ class Output:
     def sampled(self, split: str, characters: int) -> None:
         self._due[split] -= characters
 
-    def add(self, split: str, documents: Documents, encoded: Encoded, text_bytes: int) -> None:
-        with self._clock("pack"):
+    def add(self, split: str, documents: Documents, encoded: Encoded) -> None:
+        with self.clock("pack"):
             self._writers[split].add(encoded.ids, encoded.lengths, documents.ids, documents.rows, documents.file)
-        self._text_bytes[split] += text_bytes
+        self._text_bytes[split] += documents.text_bytes
         if self._writers[split].full:
             self._close(split)
 
@@ -112,7 +121,7 @@ class Output:
             self._rejected.add({"reason": fault.reason, "file": file, "row": row, "id": id, "text": fault.shown})
 
     def finish(self) -> None:
-        for split in SPLITS:
+        for split in TOKEN_SPLITS:
             if self._writers[split].documents:
                 self._close(split)
         if self.rejected:
@@ -122,23 +131,28 @@ class Output:
         return ShardWriter(self._info.num_bits, self._info.end_id)
 
     def _close(self, split: str) -> None:
-        with self._clock("write"):
+        with self.clock("write"):
             writer, self._writers[split] = self._writers[split], self._writer()
-            made = self.shards.setdefault(split, [])
-            base = f"shards/{split}/{self._unit:05d}-{len(made):03d}"
+            entries = self.shards.setdefault(split, [])
+            base = f"shards/{split}/{self._unit:05d}-{len(entries):03d}"
             shard, docs = io.BytesIO(), io.BytesIO()
             counts = writer.write(shard, docs)
             side, entry = self._written(f"{base}.docs.parquet", docs), self._written(f"{base}.arrow", shard)
-            made.append(
+            entries.append(
                 ShardEntry(
-                    **entry.model_dump(), documents=counts.documents, tokens=counts.tokens, filling=counts.filling,
-                    text_bytes=self._text_bytes.pop(split), docs=side.path, unit=self._unit,
+                    **entry.model_dump(),
+                    documents=counts.documents,
+                    tokens=counts.tokens,
+                    filling=counts.filling,
+                    text_bytes=self._text_bytes.pop(split),
+                    docs=side.path,
+                    unit=self._unit,
                 )
-            )  # fmt: skip
+            )
             self._due[split] = 1.0
 
-    def _written(self, path: str, made: io.BytesIO) -> FileEntry:
-        data = made.getvalue()
+    def _written(self, path: str, content: io.BytesIO) -> FileEntry:
+        data = content.getvalue()
         self._put(path, data)
         self.written.append(FileEntry(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest()))
         return self.written[-1]

@@ -5,8 +5,6 @@ from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from bitlm import storage
@@ -15,7 +13,6 @@ from bitlm.artifacts.store import Store
 from bitlm.config import TokenizerConfig
 from bitlm.config.stages import Frozen
 from bitlm.data.shards.engine import without_added_tokens
-from bitlm.data.sources.listing import HUB, hub_commit
 from bitlm.errors import ConfigError, SourceError
 
 TOKENIZER_FILE, INFO_FILE = "tokenizer.json", "tokenizer_info.json"
@@ -84,10 +81,12 @@ def parse(data: bytes, name: str) -> Tokenizer:
 def train(texts: Iterable[str], config: TokenizerConfig) -> bytes:
     """Byte-level BPE on the texts; the end and pad tokens are ids 0 and 1. The same texts give the same bytes."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])  # fmt: skip
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,
@@ -97,21 +96,6 @@ def train(texts: Iterable[str], config: TokenizerConfig) -> bytes:
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer.to_str(pretty=True).encode()
-
-
-def fetch(config: TokenizerConfig) -> bytes:
-    """The bytes of a ready tokenizer. Raises SourceError where it cannot be had."""
-    if not config.source.startswith(HUB):
-        return storage.read_bytes(config.source)
-    repo = config.source.removeprefix(HUB)
-    commit = hub_commit(config.source, config.revision, "tokenizer.revision", "model")
-    try:
-        return Path(hf_hub_download(repo, TOKENIZER_FILE, revision=commit)).read_bytes()
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise SourceError(
-            f"{config.source}: {TOKENIZER_FILE} of commit {commit[:12]} cannot be fetched ({error}): check the "
-            f"network, or set tokenizer.source to the path of a local copy"
-        ) from error
 
 
 def describe(data: bytes, config: TokenizerConfig) -> TokenizerInfo:

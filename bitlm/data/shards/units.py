@@ -17,10 +17,10 @@ from bitlm.artifacts.record import FileEntry, Record
 from bitlm.config.stages import Frozen
 from bitlm.data.shards.engine import Engine
 from bitlm.data.sources.corpus import TextFile
-from bitlm.data.sources.listing import SourceFile
+from bitlm.data.sources.files import SourceFile
 
 TOKENS_FILE = "tokens.json"
-SPLITS = ("train", "validation")
+TOKEN_SPLITS = ("train", "validation")
 MOST_PARTS = 64  # of a unit: with more tiny files it would take long, and spread badly
 
 
@@ -131,11 +131,11 @@ def complete(unit: Unit, job: Job, tokenizer_sha256: str) -> UnitRecord | None:
     data = storage.read_if_exists(storage.join(job.out, record_path(unit)))
     if data is None:
         return None
-    made = UnitRecord.model_validate_json(data)
+    record = UnitRecord.model_validate_json(data)
     same = (job.format, unit, job.corpus.fingerprint, tokenizer_sha256)
-    if (made.format, made.unit, made.corpus, made.tokenizer_sha256) != same:
+    if (record.format, record.unit, record.corpus, record.tokenizer_sha256) != same:
         return None
-    return made if all(_intact(storage.join(job.out, file.path), file) for file in made.written) else None
+    return record if all(_intact(storage.join(job.out, file.path), file) for file in record.written) else None
 
 
 def _intact(url: str, file: FileEntry) -> bool:

@@ -15,8 +15,8 @@ from bitlm.artifacts.record import Record
 from bitlm.artifacts.store import Store
 from bitlm.config.stages import Frozen
 from bitlm.data.sources.docstrings import STANDARD, Docstring
+from bitlm.data.sources.files import OWNED, SourceFile, check_unchanged
 from bitlm.data.sources.jsonl import jsonl_objects
-from bitlm.data.sources.listing import SourceFile, check_unchanged
 from bitlm.data.sources.parquet import open_parquet
 from bitlm.data.sources.rows import derived_id, read_rows
 from bitlm.data.sources.splits import digest
@@ -28,11 +28,19 @@ SOURCE_FILE = "source.json"
 EXCLUDED_FILE = "excluded.parquet"
 EXCLUDED_SCHEMA = pa.schema([("text_sha256", pa.string())])
 # FineWeb's columns; text made here has them all, files from outside need only the text.
-TEXT_SCHEMA = pa.schema([
-    ("text", pa.string()), ("id", pa.string()), ("dump", pa.string()), ("url", pa.string()), ("date", pa.string()),
-    ("file_path", pa.string()), ("language", pa.string()), ("language_score", pa.float64()),
-    ("token_count", pa.int64()),
-])  # fmt: skip
+TEXT_SCHEMA = pa.schema(
+    [
+        ("text", pa.string()),
+        ("id", pa.string()),
+        ("dump", pa.string()),
+        ("url", pa.string()),
+        ("date", pa.string()),
+        ("file_path", pa.string()),
+        ("language", pa.string()),
+        ("language_score", pa.float64()),
+        ("token_count", pa.int64()),
+    ]
+)
 SUMMARY_SCHEMA = pa.schema([("document", pa.string()), ("summary", pa.string()), ("id", pa.string())])
 
 
@@ -52,7 +60,8 @@ class TextFile(SourceFile):
 
 
 class Summaries(Frozen):
-    """Files of the summarization set. With ``hash_split`` the splits share their files, told apart by the document."""
+    """Files of the summarization set. With ``hash_split`` the splits share their files, and the hash of a document
+    decides which split it is in."""
 
     train: tuple[TextFile, ...]
     validation: tuple[TextFile, ...]
@@ -87,7 +96,9 @@ def write_text(docstrings: Sequence[Docstring], out: str) -> list[TextFile]:
         sink = pa.BufferOutputStream()
         with pq.ParquetWriter(sink, TEXT_SCHEMA, compression="zstd") as writer:
             for group in _cut(part, GROUP_BYTES):
-                writer.write_table(pa.Table.from_pylist([_text_row(found) for found in group], schema=TEXT_SCHEMA))
+                writer.write_table(
+                    pa.Table.from_pylist([_text_row(docstring) for docstring in group], schema=TEXT_SCHEMA)
+                )
         files.append(write_owned(sink.getvalue().to_pybytes(), out, f"text/part-{number:05d}.parquet", ("text",)))
     return files
 
@@ -96,8 +107,8 @@ def write_owned(data: bytes, out: str, path: str, columns: tuple[str, ...]) -> T
     """Write a parquet file of the artifact itself and describe it."""
     url = storage.join(out, path)
     storage.write_atomic(url, data)
-    tag = f"sha256-{hashlib.sha256(data).hexdigest()}"
-    described = inspect(SourceFile(url=url, path=path, format="parquet", bytes=len(data), etag=tag), columns)
+    tag = f"{OWNED}{hashlib.sha256(data).hexdigest()}"
+    described = describe_file(SourceFile(url=url, path=path, format="parquet", bytes=len(data), etag=tag), columns)
     return described.model_copy(update={"url": path})
 
 
@@ -120,7 +131,7 @@ def verified_url(store: Store, record: Record, file: SourceFile) -> Iterator[str
     A local copy may be removed after the context. Raises ArtifactError for a damaged file of the artifact, SourceError
     for a file from outside that has changed.
     """
-    if file.etag.startswith("sha256-"):
+    if file.owned:
         with store.local_file(record, file.url) as path:
             yield path
     else:
@@ -128,7 +139,7 @@ def verified_url(store: Store, record: Record, file: SourceFile) -> Iterator[str
         yield file.url
 
 
-def inspect(file: SourceFile, columns: tuple[str, ...]) -> TextFile:
+def describe_file(file: SourceFile, columns: tuple[str, ...]) -> TextFile:
     """Check that a file can be read and has the columns, the first of which is the text.
 
     Raises SourceError naming the file for a damaged one, and for a missing column or one that is not text.
@@ -194,19 +205,19 @@ def _check_column(url: str, column: str, schema: pa.Schema) -> None:
 
 def _jsonl_columns(file: SourceFile, columns: tuple[str, ...]) -> dict[str, str]:
     """Keys of the first line that holds an object, with the names of their Python types."""
-    for _, found in jsonl_objects(file.url):
-        if not isinstance(found, dict):
+    for _, row in jsonl_objects(file.url):
+        if not isinstance(row, dict):
             continue
         for column in columns:
-            if column not in found:
-                raise SourceError(f"{storage.redact(file.url)} has no key {column!r}{_nearest(column, list(found))}")
-        return {key: type(value).__name__ for key, value in found.items()}
+            if column not in row:
+                raise SourceError(f"{storage.redact(file.url)} has no key {column!r}{_nearest(column, list(row))}")
+        return {key: type(value).__name__ for key, value in row.items()}
     raise SourceError(f"{storage.redact(file.url)}: no line of it is a JSON object")
 
 
-def _nearest(column: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(column, known, n=1, cutoff=0.0)
-    return f"; the nearest is {close[0]!r} (all: {', '.join(known)})" if close else ""
+def _nearest(column: str, columns: list[str]) -> str:
+    close = difflib.get_close_matches(column, columns, n=1, cutoff=0.0)
+    return f"; the nearest is {close[0]!r} (all: {', '.join(columns)})" if close else ""
 
 
 def _is_text(kind: pa.DataType) -> bool:

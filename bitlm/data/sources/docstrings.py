@@ -26,12 +26,64 @@ SKIPPED_FOLDERS = frozenset({"test", "tests", "testing", "site-packages", "dist-
 MIN_WORDS = 5
 MIN_LETTERS = 0.65  # share of letters and spaces among all characters
 MIN_FUNCTION_WORDS = 0.08  # share of English function words among all words
-FUNCTION_WORDS = frozenset([
-    "a", "an", "and", "are", "as", "at", "be", "been", "but", "by", "can", "do", "does", "for", "from", "has",
-    "have", "if", "in", "into", "is", "it", "its", "may", "more", "not", "of", "on", "only", "or", "other",
-    "should", "so", "some", "such", "than", "that", "the", "their", "then", "there", "these", "this", "to",
-    "used", "using", "was", "when", "where", "which", "will", "with", "you", "your",
-])  # fmt: skip
+FUNCTION_WORDS = frozenset(
+    [
+        "a",
+        "an",
+        "and",
+        "are",
+        "as",
+        "at",
+        "be",
+        "been",
+        "but",
+        "by",
+        "can",
+        "do",
+        "does",
+        "for",
+        "from",
+        "has",
+        "have",
+        "if",
+        "in",
+        "into",
+        "is",
+        "it",
+        "its",
+        "may",
+        "more",
+        "not",
+        "of",
+        "on",
+        "only",
+        "or",
+        "other",
+        "should",
+        "so",
+        "some",
+        "such",
+        "than",
+        "that",
+        "the",
+        "their",
+        "then",
+        "there",
+        "these",
+        "this",
+        "to",
+        "used",
+        "using",
+        "was",
+        "when",
+        "where",
+        "which",
+        "will",
+        "with",
+        "you",
+        "your",
+    ]
+)
 WORD = re.compile(r"[^\W\d_]+")
 
 
@@ -64,13 +116,13 @@ def packages() -> list[Package]:
     """The standard library first, then the run-time dependency closure by name."""
     standard = Path(sysconfig.get_paths()["stdlib"])
     own = sorted(path.relative_to(standard) for path in standard.rglob("*.py"))
-    found = []
+    walked = []
     for name, version, distribution in _distributions():
         if distribution is None:
-            found.append(Package(name, version, str(standard), _kept(own)))
+            walked.append(Package(name, version, str(standard), _kept(own)))
         else:
-            found.append(Package(name, version, str(distribution.locate_file("")), _kept(distribution.files or ())))
-    return found
+            walked.append(Package(name, version, str(distribution.locate_file("")), _kept(distribution.files or ())))
+    return walked
 
 
 def _kept(files: Iterable[PurePath]) -> tuple[str, ...]:
@@ -81,7 +133,7 @@ def _kept(files: Iterable[PurePath]) -> tuple[str, ...]:
 @cache
 def _distributions() -> list[tuple[str, str, metadata.Distribution | None]]:
     version = ".".join(map(str, sys.version_info[:3]))
-    return [(STANDARD, version, None), *((name, found.version, found) for name, found in sorted(_closure().items()))]
+    return [(STANDARD, version, None), *((name, one.version, one) for name, one in sorted(_closure().items()))]
 
 
 def _closure() -> dict[str, metadata.Distribution]:
@@ -90,7 +142,7 @@ def _closure() -> dict[str, metadata.Distribution]:
         metadata.distribution(DISTRIBUTION)
     except metadata.PackageNotFoundError:
         raise SourceError(f"source docstrings needs the package {DISTRIBUTION} installed: pip install -e .") from None
-    found: dict[str, metadata.Distribution] = {}
+    reached: dict[str, metadata.Distribution] = {}
     seen: set[tuple[str, str]] = set()
     pending = [(DISTRIBUTION, "")]
     while pending:
@@ -102,18 +154,18 @@ def _closure() -> dict[str, metadata.Distribution]:
             distribution = metadata.distribution(name)
         except metadata.PackageNotFoundError:
             continue  # the state names what was walked, so an absent package is never unnoticed
-        found[name] = distribution
+        reached[name] = distribution
         for line in distribution.requires or ():
             requirement = Requirement(line)
             if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
                 pending += [(canonicalize_name(requirement.name), each) for each in ("", *requirement.extras)]
-    del found[DISTRIBUTION]
-    return found
+    del reached[DISTRIBUTION]
+    return reached
 
 
-def chunks(found: Iterable[Package], files_per_chunk: int = 150) -> Iterator[Package]:
+def chunks(packages: Iterable[Package], files_per_chunk: int = 150) -> Iterator[Package]:
     """Cut the walk into pieces of work, in order."""
-    for package in found:
+    for package in packages:
         for start in range(0, len(package.files), files_per_chunk):
             yield replace(package, files=package.files[start : start + files_per_chunk])
 

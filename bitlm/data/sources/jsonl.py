@@ -54,9 +54,9 @@ def jsonl_batches(url: str, text_column: str, id_column: str | None) -> Iterator
         strings = pa.array(texts, pa.large_binary()).cast(pa.large_string())
         return TextBatch(np.array(rows, dtype=np.int64), pa.array(ids, pa.string()), strings, faults)
 
-    for row, found in jsonl_objects(url):
-        id = found.get(id_column) if isinstance(found, dict) and id_column is not None else None
-        text = _usable(found, text_column)
+    for row, value in jsonl_objects(url):
+        id = value.get(id_column) if isinstance(value, dict) and id_column is not None else None
+        text = _usable(value, text_column)
         if isinstance(text, Fault):
             faults[len(rows)] = text
         rows.append(row)
@@ -70,11 +70,11 @@ def jsonl_batches(url: str, text_column: str, id_column: str | None) -> Iterator
         yield batch()
 
 
-def _usable(found: Any, text_column: str) -> bytes | Fault:
+def _usable(value: Any, text_column: str) -> bytes | Fault:
     """The text of a line of jsonl, as UTF-8."""
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         return Fault(INVALID_JSON, None)
-    text = found.get(text_column)
+    text = value.get(text_column)
     if text is None:
         return Fault(NO_TEXT, None)
     if not isinstance(text, str):

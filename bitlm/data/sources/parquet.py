@@ -39,12 +39,12 @@ def parquet_batches(url: str, text_column: str, id_column: str | None, groups: r
     with open_parquet(url) as parquet:
         groups = range(parquet.num_row_groups) if groups is None else groups
         row = sum(parquet.metadata.row_group(i).num_rows for i in range(groups.start))
-        for found in _record_batches(url, parquet, groups, columns):
-            ids = pa.nulls(len(found), pa.string()) if id_column is None else _ids(found.column(id_column))
-            texts = _binary(found.column(text_column), pa.large_binary())
+        for batch in _record_batches(url, parquet, groups, columns):
+            ids = pa.nulls(len(batch), pa.string()) if id_column is None else _ids(batch.column(id_column))
+            texts = _binary(batch.column(text_column), pa.large_binary())
             for start, end in _cuts(text_bounds(texts)):
                 yield _checked(np.arange(row + start, row + end), ids[start:end], texts[start:end])
-            row += len(found)
+            row += len(batch)
 
 
 def _record_batches(url: str, parquet: pq.ParquetFile, groups: range, columns: list[str]) -> Iterator[pa.RecordBatch]:

@@ -55,5 +55,5 @@ def text_bounds(texts: pa.Array) -> np.ndarray:
 
 def damaged(url: str, row: int | None, error: Exception) -> SourceError:
     where = "" if row is None else f" at row {row}"
-    told = str(error).strip().split("\n", 1)[0]
-    return SourceError(f"{storage.redact(url)} is damaged{where} ({told}): fetch it again, or leave it out")
+    reason = str(error).strip().split("\n", 1)[0]
+    return SourceError(f"{storage.redact(url)} is damaged{where} ({reason}): fetch it again, or leave it out")

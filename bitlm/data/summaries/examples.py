@@ -26,7 +26,8 @@ from bitlm.data.sources.parquet import open_parquet
 from bitlm.data.sources.splits import digest, fraction
 from bitlm.errors import SourceError
 
-SPLITS = ("train", "validation", "test")
+SUMMARY_SPLITS = ("train", "validation", "test")
+_EXPECTED = "expected the splits train, validation and test of a Hub dataset, or files train*, validation* and test*"
 TEST_FRACTION, VALIDATION_FRACTION = 0.05, 0.03
 SUMMARY_WORDS = range(4, 31)
 DOCUMENT_WORDS = range(20, 401)
@@ -48,7 +49,7 @@ class Example(NamedTuple):
 
 def from_docstrings(texts: Iterable[str]) -> dict[str, list[Example]]:
     """Body → summary line of the docstrings that have both, by split; of equal bodies the first counts."""
-    found: dict[str, list[Example]] = {split: [] for split in SPLITS}
+    examples: dict[str, list[Example]] = {split: [] for split in SUMMARY_SPLITS}
     seen = set()
     for text in texts:
         pair = summarize(text)
@@ -58,8 +59,8 @@ def from_docstrings(texts: Iterable[str]) -> dict[str, list[Example]]:
         key = digest(normalized(document))
         if key not in seen:
             seen.add(key)
-            found[document_split(document)].append(Example(document, summary, _derived_id(document)))
-    return found
+            examples[document_split(document)].append(Example(document, summary, _derived_id(document)))
+    return examples
 
 
 def summarize(docstring: str) -> tuple[str, str] | None:
@@ -121,24 +122,29 @@ def write(examples: list[Example], out: str, split: str) -> TextFile:
 
 
 def refer(files: list[TextFile], source: str) -> Summaries:
-    """Files by the split that their name, or a folder of theirs, begins with; where no name tells a split other than
-    train, each example's document decides.
+    """Files by split: the one that a Hub dataset puts a file into, else the one that the name of the file, or of a
+    folder of it, begins with. If all files are of the split train or of none, each example's document decides.
 
-    Raises SourceError where some names tell a split and others do not, or one of the splits has no file.
+    Raises SourceError if only some files have a split, or one of the splits has no file.
     """
-    named: dict[str, list[TextFile]] = {split: [] for split in SPLITS}
+    by_split: dict[str, list[TextFile]] = {split: [] for split in SUMMARY_SPLITS}
     other = []
     for file in files:
-        parts = reversed(PurePosixPath(file.path).parts)
-        split = next((split for part in parts for split in SPLITS if part.startswith(split)), None)
-        (other if split is None else named[split]).append(file)
-    if not named["validation"] and not named["test"]:
+        by_split.get(file.split or _named_split(file.path), other).append(file)
+    if not by_split["validation"] and not by_split["test"]:
         return Summaries(train=tuple(files), validation=tuple(files), test=tuple(files), hash_split=True)
-    missing = [split for split in SPLITS if not named[split]]
-    if missing or other:
-        what = f"no file is named {missing[0]}*" if missing else f"{other[0].path} is named after no split"
-        raise SourceError(f"{storage.redact(source)}: {what}; expected train*, validation* and test*.parquet")
-    return Summaries(**{split: tuple(found) for split, found in named.items()}, hash_split=False)
+    missing = [split for split in SUMMARY_SPLITS if not by_split[split]]
+    if missing:
+        raise SourceError(f"{storage.redact(source)}: no file is of the split {missing[0]}; {_EXPECTED}")
+    unnamed = [file for file in other if file.split is None]
+    if unnamed:
+        raise SourceError(f"{storage.redact(source)}: {unnamed[0].path} is named after no split; {_EXPECTED}")
+    return Summaries(**{split: tuple(chosen) for split, chosen in by_split.items()}, hash_split=False)
+
+
+def _named_split(path: str) -> str:
+    parts = reversed(PurePosixPath(path).parts)
+    return next((split for part in parts for split in SUMMARY_SPLITS if part.startswith(split)), "")
 
 
 def read_examples(store: Store, record: Record, split: str, limit: int | None = None) -> Iterator[Example]:

@@ -14,9 +14,9 @@ from bitlm.data.reading.provenance import CONTEXT, TokenProvenance, trace_token
 from bitlm.data.shards.encode import encode_unit
 from bitlm.data.shards.format import Shard
 from bitlm.data.shards.tokenizer import INFO_FILE, TOKENIZER_FILE, describe, load_tokenizer, train
-from bitlm.data.shards.units import SPLITS, TOKENS_FILE, Job, plan
+from bitlm.data.shards.units import TOKEN_SPLITS, TOKENS_FILE, Job, plan
 from bitlm.data.sources import corpus
-from bitlm.data.sources.listing import SourceFile
+from bitlm.data.sources.files import SourceFile
 from bitlm.errors import ArtifactError, ConfigError
 from flows.cli import main
 
@@ -32,7 +32,9 @@ def _source(folder: Path) -> list[corpus.TextFile]:
     files = []
     for name, kind in (("a.parquet", "parquet"), ("b.jsonl", "jsonl")):
         tag = storage.stat_tag(str(folder / name))
-        files.append(corpus.inspect(SourceFile(url=str(folder / name), path=name, format=kind, **tag), ("text",)))
+        files.append(
+            corpus.describe_file(SourceFile(url=str(folder / name), path=name, format=kind, **tag._asdict()), ("text",))
+        )
     return files
 
 
@@ -56,7 +58,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Record]:
     assert len(records) > 2
     splits = {
         split: {"shards": [entry.model_dump() for record in records for entry in record.shards.get(split, ())]}
-        for split in SPLITS
+        for split in TOKEN_SPLITS
     }
     storage.write_atomic(storage.join(work.out, TOKENS_FILE), json.dumps({"splits": splits}).encode())
     return store, store.commit(work, of)

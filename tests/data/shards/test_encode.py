@@ -23,11 +23,10 @@ from bitlm.data.shards.format import Shard
 from bitlm.data.shards.tokenizer import INFO_FILE, TOKENIZER_FILE, TextTokenizer, TokenizerInfo, describe, train
 from bitlm.data.shards.units import Job, Unit
 from bitlm.data.sources import parquet, textbatch
-from bitlm.data.sources.corpus import EXCLUDED_FILE, EXCLUDED_SCHEMA, inspect, parquet_bytes
-from bitlm.data.sources.listing import resolve
+from bitlm.data.sources.corpus import EXCLUDED_FILE, EXCLUDED_SCHEMA, describe_file, parquet_bytes
+from bitlm.data.sources.files import find_files
 from bitlm.data.sources.splits import digest, fractions, text_split
 from bitlm.errors import ArtifactError, SourceError
-from bitlm.storage import stat_tag
 
 TEST_TEXT = "a text that must not be trained on"
 TEXTS = [f"The value of item {i} is {'much ' * (i % 7)}more — naïve <|endoftext|>" for i in range(400)]
@@ -47,11 +46,10 @@ def made(tmp_path: Path) -> Make:
         excluded = pa.table([[digest(TEST_TEXT).hex()]], schema=EXCLUDED_SCHEMA)
         corpus = make(store, draft("corpus"), {EXCLUDED_FILE: parquet_bytes(excluded)})
         source = tmp_path / "source"
-        state = [[path.name, *stat_tag(str(path)).values()] for path in sorted(source.iterdir())]
-        listed = resolve(str(source), None, {"files": state})
+        listed = find_files(str(source))
         columns = {"text_column": "text", "id_column": "id", "validation_fraction": 0.2, **given}
         job = Job(store.root, str(tmp_path / "out"), 2, corpus, tokenizer, **columns)
-        return tokens.plan([inspect(file, ("text",)) for file in listed], unit_bytes), job
+        return tokens.plan([describe_file(file, ("text",)) for file in listed], unit_bytes), job
 
     (tmp_path / "source").mkdir()
     return make_job
@@ -164,8 +162,9 @@ def test_the_sample_is_a_share_of_the_text_and_at_least_one_document_of_a_shard(
     assert made.due("train", 2**23) == pytest.approx(2**23 / 4096 - 4096)
 
 
+@pytest.mark.parametrize("changes", [False, True])
 def test_a_source_that_changes_while_it_is_read_is_named(
-    made: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    changes: bool, made: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "source" / "a.parquet"
     write(path, TEXTS)
@@ -174,9 +173,15 @@ def test_a_source_that_changes_while_it_is_read_is_named(
 
     def meanwhile(*given: Any) -> None:
         real(*given)
-        os.utime(path)
+        os.utime(path)  # no change of the content
+        if changes:
+            write(tmp_path / "other", [*TEXTS[1:], TEXTS[0]])
+            os.replace(tmp_path / "other", path)
 
     monkeypatch.setattr(encode, "encode_batch", meanwhile)
+    if not changes:
+        assert encode_unit(unit, job).record.documents_in == len(TEXTS)
+        return
     with pytest.raises(SourceError, match=r"a\.parquet changed since the corpus was made"):
         encode_unit(unit, job)
     assert not list(Path(job.out).glob("units/*"))

@@ -12,9 +12,9 @@ import pytest
 from bitlm.config import TokenizerConfig
 from bitlm.data.shards.encode import Kit
 from bitlm.data.shards.engine import TextEncoder
-from bitlm.data.shards.estimate import SAMPLE_FILES, estimate
+from bitlm.data.shards.estimate import SAMPLE_FILES, TextSource, estimate
 from bitlm.data.shards.tokenizer import describe, train
-from bitlm.data.sources.listing import SourceFile, format_of
+from bitlm.data.sources.files import SourceFile, format_of
 from flows import cli
 
 WORDS = ["item", "value", "return", "none", "where", "given", "before", "after", "list", "of", "names", "the"]
@@ -32,7 +32,7 @@ def data() -> bytes:
 
 @pytest.fixture(scope="module")
 def kit(data: bytes) -> Kit:
-    return Kit(TextEncoder(data), describe(data, TokenizerConfig()), frozenset())
+    return Kit(TextEncoder(data), describe(data, TokenizerConfig()), frozenset(), 0.1)
 
 
 def listed(folder: Path) -> list[SourceFile]:
@@ -46,7 +46,7 @@ def test_many_files(tmp_path: Path, kit: Kit) -> None:
     made = [texts(rows, seed) for seed, rows in enumerate([300] * 10 + [900] * 10)]
     for number, rows in enumerate(made):
         pq.write_table(pa.table({"text": rows}), tmp_path / f"{number:02d}.parquet", row_group_size=100)
-    found = estimate(listed(tmp_path), "text", None, 0.1, kit, 1.0, 4)
+    found = estimate(TextSource(listed(tmp_path), "text", None), kit, 1.0, 4)
     flat = [text for rows in made for text in rows]
     tokens = len(kit.encoder.encode(flat).ids) + len(flat)
     assert (found.files, found.sample_files, found.workers) == (20, SAMPLE_FILES, 4)
@@ -55,7 +55,7 @@ def test_many_files(tmp_path: Path, kit: Kit) -> None:
     assert found.tokens == pytest.approx(tokens, rel=0.1)
     assert found.output_bytes > found.tokens * kit.info.num_bits / 8
     assert found.wall_seconds == pytest.approx(1.0 + found.core_seconds / 4)
-    again = estimate(listed(tmp_path), "text", None, 0.1, kit, 1.0, 4)
+    again = estimate(TextSource(listed(tmp_path), "text", None), kit, 1.0, 4)
     assert (again.tokens, again.output_bytes, again.documents) == (found.tokens, found.output_bytes, found.documents)
 
 
@@ -64,7 +64,7 @@ def test_jsonl_is_taken_by_its_size(tmp_path: Path, kit: Kit) -> None:
     lines = "\n".join(json.dumps({"text": text}) for text in rows).encode()
     (tmp_path / "a.jsonl").write_bytes(lines)
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines))
-    found = estimate(listed(tmp_path), "text", None, 0.1, kit, 0.0, 1)
+    found = estimate(TextSource(listed(tmp_path), "text", None), kit, 0.0, 1)
     assert found.documents == pytest.approx(1000, rel=0.5)
     assert found.text_bytes == pytest.approx(2 * sum(map(len, rows)), rel=0.5)
 

@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from bitlm.data.sources import corpus
-from bitlm.data.sources.corpus import TEXT_SCHEMA, check_usable, inspect, write_excluded, write_text
+from bitlm.data.sources.corpus import TEXT_SCHEMA, check_usable, describe_file, write_excluded, write_text
 from bitlm.data.sources.docstrings import Docstring
-from bitlm.data.sources.listing import SourceFile, format_of
+from bitlm.data.sources.files import SourceFile, format_of
 from bitlm.data.sources.splits import digest
 from bitlm.errors import SourceError
 
@@ -41,7 +41,7 @@ def test_written_text_has_fineweb_columns_several_files_and_row_groups(
 
 def test_inspection_counts_rows_and_text_bytes(samples: Path) -> None:
     path = samples / "fineweb" / "sample_10bt.parquet"
-    found = inspect(listed(path), ("text",))
+    found = describe_file(listed(path), ("text",))
     assert found.rows == 2000 == sum(group.rows for group in found.row_groups)
     text = sum(len(text.encode()) for text in pq.read_table(path)["text"].to_pylist())
     assert text <= sum(group.bytes for group in found.row_groups) < 1.1 * text
@@ -50,28 +50,28 @@ def test_inspection_counts_rows_and_text_bytes(samples: Path) -> None:
 def test_missing_columns_and_wrong_types_name_the_file(tmp_path: Path) -> None:
     pq.write_table(pa.table({"txet": ["a"], "number": [1]}), tmp_path / "t.parquet")
     with pytest.raises(SourceError, match=r"t\.parquet has no column 'text'; the nearest is 'txet'"):
-        inspect(listed(tmp_path / "t.parquet"), ("text",))
+        describe_file(listed(tmp_path / "t.parquet"), ("text",))
     with pytest.raises(SourceError, match=r"t\.parquet: column 'number' holds int64, not text"):
-        inspect(listed(tmp_path / "t.parquet"), ("number",))
+        describe_file(listed(tmp_path / "t.parquet"), ("number",))
     (tmp_path / "t.jsonl").write_text('not json\n{"body": "a"}\n')
     with pytest.raises(SourceError, match=r"t\.jsonl has no key 'text'; the nearest is 'body'"):
-        inspect(listed(tmp_path / "t.jsonl"), ("text",))
+        describe_file(listed(tmp_path / "t.jsonl"), ("text",))
     (tmp_path / "u.jsonl").write_text("[]\n")
     with pytest.raises(SourceError, match=r"u\.jsonl: no line of it is a JSON object"):
-        inspect(listed(tmp_path / "u.jsonl"), ("text",))
+        describe_file(listed(tmp_path / "u.jsonl"), ("text",))
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 but no more")
     with pytest.raises(SourceError, match=r"broken\.parquet is damaged"):
-        inspect(listed(tmp_path / "broken.parquet"), ("text",))
+        describe_file(listed(tmp_path / "broken.parquet"), ("text",))
 
 
 def test_a_source_without_usable_row_is_an_error(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": pa.array([None, ""], pa.string())}), tmp_path / "a.parquet")
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(json.dumps({"text": None}).encode()))
-    files = [inspect(listed(tmp_path / name), ("text",)) for name in ("a.parquet", "b.jsonl.gz")]
+    files = [describe_file(listed(tmp_path / name), ("text",)) for name in ("a.parquet", "b.jsonl.gz")]
     with pytest.raises(SourceError, match=r"somewhere: no row of its 2 files has text in column 'text'"):
         check_usable(files, "text", "somewhere")
     (tmp_path / "c.jsonl").write_text('{"text": "there"}')
-    check_usable([*files, inspect(listed(tmp_path / "c.jsonl"), ("text",))], "text", "somewhere")
+    check_usable([*files, describe_file(listed(tmp_path / "c.jsonl"), ("text",))], "text", "somewhere")
 
 
 def test_excluded_texts_are_kept_as_digests(tmp_path: Path) -> None:

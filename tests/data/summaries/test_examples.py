@@ -4,10 +4,10 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from bitlm.data.sources.corpus import Summaries, TextFile, inspect
-from bitlm.data.sources.listing import SourceFile
+from bitlm.data.sources.corpus import Summaries, TextFile, describe_file
+from bitlm.data.sources.files import SourceFile
 from bitlm.data.summaries.examples import (
-    SPLITS,
+    SUMMARY_SPLITS,
     Contained,
     document_split,
     from_docstrings,
@@ -69,8 +69,8 @@ def test_equal_bodies_count_once_and_every_split_gets_its_share() -> None:
     assert sum(map(len, found.values())) == 2000
     assert 60 < len(found["test"]) < 140
     assert 30 < len(found["validation"]) < 95
-    assert all(document_split(example.document) == split for split in SPLITS for example in found[split])
-    ids = [example.id for split in SPLITS for example in found[split]]
+    assert all(document_split(example.document) == split for split in SUMMARY_SPLITS for example in found[split])
+    ids = [example.id for split in SUMMARY_SPLITS for example in found[split]]
     assert len(set(ids)) == 2000
 
 
@@ -104,11 +104,27 @@ def test_files_are_told_apart_by_name_or_folder() -> None:
     names = ["train-0.parquet", "x/test/0.parquet", "validation_like.parquet", "train-1.parquet"]
     named = refer([file(name) for name in names], "somewhere")
     assert not named.hash_split
-    assert [[f.path for f in getattr(named, split)] for split in SPLITS] == [
+    assert [[f.path for f in getattr(named, split)] for split in SUMMARY_SPLITS] == [
         ["train-0.parquet", "train-1.parquet"],
         ["validation_like.parquet"],
         ["x/test/0.parquet"],
     ]
+
+
+def test_the_splits_of_a_hub_dataset_come_before_names() -> None:
+    places = [
+        ("dev.parquet", "validation"),
+        ("eval/train.parquet", "test"),
+        ("a.parquet", "train"),
+        ("b", "extra"),
+    ]
+    files = [file(path).model_copy(update={"split": split}) for path, split in places]
+    described = refer(files, "somewhere")
+    assert not described.hash_split
+    chosen = {split: [f.path for f in getattr(described, split)] for split in SUMMARY_SPLITS}
+    assert chosen == {"train": ["a.parquet"], "validation": ["dev.parquet"], "test": ["eval/train.parquet"]}
+    with pytest.raises(SourceError, match="no file is of the split test; expected the splits train, validation"):
+        refer([files[0], files[2]], "somewhere")
 
 
 def test_one_set_without_names_is_split_by_document() -> None:
@@ -118,7 +134,7 @@ def test_one_set_without_names_is_split_by_document() -> None:
 
 @pytest.mark.parametrize(
     ("names", "told"),
-    [(["train.parquet", "test.parquet"], r"no file is named validation\*"),
+    [(["train.parquet", "test.parquet"], r"no file is of the split validation"),
      (["train.parquet", "test.parquet", "validation.parquet", "more.parquet"], "more.parquet is named after no split")],
 )  # fmt: skip
 def test_a_missing_split_or_an_odd_file_is_an_error(names: list[str], told: str) -> None:
@@ -131,14 +147,14 @@ def test_real_xsum_rows(samples: Path) -> None:
     for name in ("train", "test", "validation_like"):
         path = samples / "xsum" / f"{name}.parquet"
         listed = SourceFile(url=str(path), path=path.name, format="parquet", bytes=path.stat().st_size, etag="x")
-        files.append(inspect(listed, ("document", "summary")))
+        files.append(describe_file(listed, ("document", "summary")))
     described = refer(files, "xsum")
-    counts = {split: len(list(split_examples(described, split))) for split in SPLITS}
+    counts = {split: len(list(split_examples(described, split))) for split in SUMMARY_SPLITS}
     assert counts == {"train": 1000, "validation": 210, "test": 906}
-    assert all(example.id for split in SPLITS for example in split_examples(described, split))
+    assert all(example.id for split in SUMMARY_SPLITS for example in split_examples(described, split))
     hashed = Summaries(train=described.train, validation=described.train, test=described.train, hash_split=True)
-    parts = {split: {e.document for e in split_examples(hashed, split)} for split in SPLITS}
+    parts = {split: {e.document for e in split_examples(hashed, split)} for split in SUMMARY_SPLITS}
     assert set.union(*parts.values()) == {e.document for e in split_examples(described, "train")}
     assert not parts["test"] & (parts["train"] | parts["validation"])
     with pytest.raises(SourceError, match=r"train\.parquet has no column 'body'"):
-        inspect(files[0], ("document", "body"))
+        describe_file(files[0], ("document", "body"))

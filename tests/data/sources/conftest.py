@@ -1,0 +1,1 @@
+from fake_hub import hub, on_hub  # noqa: F401
