@@ -26,64 +26,12 @@ SKIPPED_FOLDERS = frozenset({"test", "tests", "testing", "site-packages", "dist-
 MIN_WORDS = 5
 MIN_LETTERS = 0.65  # share of letters and spaces among all characters
 MIN_FUNCTION_WORDS = 0.08  # share of English function words among all words
-FUNCTION_WORDS = frozenset(
-    [
-        "a",
-        "an",
-        "and",
-        "are",
-        "as",
-        "at",
-        "be",
-        "been",
-        "but",
-        "by",
-        "can",
-        "do",
-        "does",
-        "for",
-        "from",
-        "has",
-        "have",
-        "if",
-        "in",
-        "into",
-        "is",
-        "it",
-        "its",
-        "may",
-        "more",
-        "not",
-        "of",
-        "on",
-        "only",
-        "or",
-        "other",
-        "should",
-        "so",
-        "some",
-        "such",
-        "than",
-        "that",
-        "the",
-        "their",
-        "then",
-        "there",
-        "these",
-        "this",
-        "to",
-        "used",
-        "using",
-        "was",
-        "when",
-        "where",
-        "which",
-        "will",
-        "with",
-        "you",
-        "your",
-    ]
-)
+_FUNCTION_WORDS = """
+    a an and are as at be been but by can do does for from has have if in into is it its may more not of on only or
+    other should so some such than that the their then there these this to used using was when where which will with you
+    your
+"""
+FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 WORD = re.compile(r"[^\W\d_]+")
 
 
