@@ -35,7 +35,7 @@ class CorpusConfig(StageConfig):
         "docstrings", description="docstrings, a path, glob or URL of parquet or jsonl(.gz) files, or hub:OWNER/NAME"
     )
     subset: str | None = Field(None, description="configuration of a Hub dataset, for example sample-10BT")
-    revision: str | None = Field(None, description="commit of a Hub dataset")
+    revision: str | None = Field(None, description="branch, tag or commit of a Hub dataset")
     text_column: str = "text"
     validation_fraction: float = Field(0.01, gt=0, lt=0.5)
     summaries: str = Field(
