@@ -18,7 +18,7 @@ from pydantic import AwareDatetime, Field, ValidationError, model_validator
 from bitlm.artifacts.ids import Fingerprint, FullId, Name, RelativePath, Stage
 from bitlm.config.stages import Frozen
 from bitlm.errors import ArtifactError, ConfigError
-from bitlm.storage import redact
+from bitlm.storage import Digest, redact
 
 SCHEMA_VERSION = 1
 RECORD_FILE = "artifact.json"
@@ -34,6 +34,10 @@ class FileEntry(Frozen):
     path: RelativePath
     bytes: int = Field(ge=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+    @property
+    def digest(self) -> Digest:
+        return Digest(self.bytes, self.sha256)
 
 
 class InputEntry(Frozen):

@@ -5,7 +5,7 @@ import difflib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -30,7 +30,10 @@ from bitlm.artifacts.record import (
 )
 from bitlm.artifacts.work import BusyError, Work
 from bitlm.errors import ArtifactError
+from bitlm.storage import Digest
+from bitlm.storage.cache import CacheFile, Copy, Share, open_cache
 from bitlm.storage.requests import translate_errors
+from bitlm.storage.verified import digest_once
 
 
 class Store:
@@ -111,42 +114,65 @@ class Store:
             if path not in recorded:
                 raise ArtifactError(f"{record.id}: {path} does not belong to it; remove the file")
             if sizes[path] != recorded[path].bytes:
-                wrong = storage.describe_mismatch((sizes[path], ""), (recorded[path].bytes, ""))
+                wrong = storage.describe_mismatch(Digest(sizes[path], ""), recorded[path].digest)
                 raise ArtifactError(f"{record.id}: {path} {wrong}")
         if contents:
             map_in_threads(lambda entry: self._verify_file(record, entry), record.files)
 
+    def hold(
+        self, record: Record, paths: Sequence[str], share: Share | None = None, wait: bool = True
+    ) -> list[Copy] | None:
+        """Local copies of files, each verified before its first use in this process. They stay until each is released.
+
+        Files of a local root are used where they are; those of a remote one are in the cache (``storage.cache``),
+        whose ``hold`` says what ``share`` and ``wait`` mean and what None is.
+        Raises ArtifactError, naming artifact and file, if one is missing or is not what the record says.
+        """
+        entries = [record.file(path) for path in paths]
+        if storage.is_local(self.root):
+            return [Copy(path) for path in map_in_threads(lambda entry: self._verified_path(record, entry), entries)]
+        files = [
+            CacheFile(cache_name(record, entry.path), self.url(record.id, entry.path), entry.digest)
+            for entry in entries
+        ]
+        return open_cache().hold(files, share, wait)
+
     @contextlib.contextmanager
     def local_file(self, record: Record, path: str) -> Iterator[str]:
-        """A local path of one verified file; a remote file is copied to the cache (BITLM_CACHE, or ~/.cache/bitlm).
+        """The path of a verified local copy, which stays during the context; raises as ``hold``.
 
-        The copy stays during the context; what is open or mapped then stays readable afterwards.
-        Raises ArtifactError, naming artifact and file, if the file is missing or not what the record says.
+        What is open or mapped at the end of the context can still be read.
         """
-        entry, url = record.file(path), self.url(record.id, path)
-        if storage.is_local(url):
-            self._verify_file(record, entry)
-            yield url
-            return
-        cached = os.path.join(cache_folder(record), *path.split("/"))
-        if not (os.path.isfile(cached) and storage.sha256(cached) == (entry.bytes, entry.sha256)):
-            storage.download(url, cached, expect=(entry.bytes, entry.sha256))
-        yield cached
+        with self._held(record, [path]) as copies:
+            yield copies[0].path
 
     @contextlib.contextmanager
     def local_folder(self, record: Record, prefix: str) -> Iterator[str]:
-        """A local folder that holds every file of the artifact below ``prefix``; else as ``local_file``."""
-        paths = [entry.path for entry in record.files if entry.path.startswith(prefix.rstrip("/") + "/")]
+        """A local folder with verified copies of all files below ``prefix``; they stay during the context, together.
+
+        Raises as ``hold``.
+        """
+        prefix = prefix.rstrip("/")
+        paths = [entry.path for entry in record.files if entry.path.startswith(f"{prefix}/")]
         if not paths:
             raise ArtifactError(f"{record.id} has no folder {prefix}")
-        with contextlib.ExitStack() as stack:
-            local = [stack.enter_context(self.local_file(record, path)) for path in paths]
-            yield local[0].removesuffix(paths[0]) + prefix.rstrip("/")
+        with self._held(record, paths) as copies:
+            yield copies[0].path.removesuffix(paths[0]) + prefix
 
     def read_bytes(self, record: Record, path: str) -> bytes:
         """The verified contents of one file; raises as ``local_file``."""
         with self.local_file(record, path) as local:
             return Path(local).read_bytes()
+
+    @contextlib.contextmanager
+    def _held(self, record: Record, paths: Sequence[str]) -> Iterator[list[Copy]]:
+        copies = self.hold(record, paths)
+        assert copies is not None, "hold waits"
+        try:
+            yield copies
+        finally:
+            for copy in copies:
+                copy.release()
 
     def begin(self, stage: str, name: str, fingerprint: str) -> Work:
         """Take up the work on an artifact, new or left by a run that died. Raises BusyError, an ArtifactError
@@ -199,14 +225,27 @@ class Store:
         return None if data is None else decode(data, artifact_id)
 
     def _verify_file(self, record: Record, entry: FileEntry) -> None:
-        url, recorded = self.url(record.id, entry.path), (entry.bytes, entry.sha256)
+        """Read the file and compare it with its entry."""
+        _compare(record, entry, storage.sha256(self._existing_url(record, entry)))
+
+    def _verified_path(self, record: Record, entry: FileEntry) -> str:
+        """The path of a file of a local root, which is read unless this process did so before."""
+        path = self._existing_url(record, entry)
+        _compare(record, entry, digest_once(path))
+        return path
+
+    def _existing_url(self, record: Record, entry: FileEntry) -> str:
+        url = self.url(record.id, entry.path)
         if not storage.exists(url):
             raise ArtifactError(
                 f"{record.id}: {entry.path} is missing; restore it, or remove the artifact and make it again"
             )
-        actual = storage.sha256(url)
-        if actual != recorded:
-            raise ArtifactError(f"{record.id}: {entry.path} {storage.describe_mismatch(actual, recorded)}")
+        return url
+
+
+def _compare(record: Record, entry: FileEntry, actual: Digest) -> None:
+    if actual != entry.digest:
+        raise ArtifactError(f"{record.id}: {entry.path} {storage.describe_mismatch(actual, entry.digest)}")
 
 
 def _entry(work: Work, path: str) -> FileEntry:
@@ -240,8 +279,7 @@ def _record(draft: Draft, version: int, files: list[FileEntry]) -> Record:
     )
 
 
-def cache_folder(record: Record) -> str:
-    """A folder of the cache for exactly these bytes, wherever the artifact lies."""
-    root = os.environ.get("BITLM_CACHE") or os.path.expanduser("~/.cache/bitlm")
-    digest = hashlib.sha256(json.dumps([(entry.path, entry.sha256) for entry in record.files]).encode()).hexdigest()
-    return os.path.join(os.path.abspath(root), record.stage, f"{record.name}@v{record.version}-{digest[:16]}")
+def cache_name(record: Record, path: str) -> str:
+    """The name in the cache of one file of exactly this artifact, whatever its root."""
+    digests = json.dumps([(entry.path, entry.sha256) for entry in record.files])
+    return f"{record.id}-{hashlib.sha256(digests.encode()).hexdigest()[:16]}/{path}"

@@ -1,9 +1,9 @@
 """Files on this machine and in object stores, by URL: read, written whole or not at all, verified, cached."""
 
 from bitlm.storage.files import (
+    Digest,
     copy,
     describe_mismatch,
-    download,
     exists,
     glob,
     list_files,
@@ -25,11 +25,11 @@ from bitlm.storage.tags import FileTag, find_tagged, stat_tag
 from bitlm.storage.urls import cache_root, filesystem, is_inside, is_local, join, local_path
 
 __all__ = [
+    "Digest",
     "FileTag",
     "cache_root",
     "copy",
     "describe_mismatch",
-    "download",
     "exists",
     "filesystem",
     "find_tagged",

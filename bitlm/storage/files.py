@@ -13,15 +13,22 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-from bitlm.errors import ArtifactError, SourceError
+from bitlm.errors import SourceError
 from bitlm.storage.local import fsync, partial_file, walk
 from bitlm.storage.reading import RemoteFile
 from bitlm.storage.requests import NotFoundError, already_exists, redact, request, translate_errors
 from bitlm.storage.urls import filesystem, is_local, local_path
 
 CHUNK_BYTES = 32 * 2**20  # bytes per ranged read of a remote object
+
+
+class Digest(NamedTuple):
+    """What a file holds, in brief; ``sha256`` in hexadecimal digits."""
+
+    bytes: int
+    sha256: str
 
 
 def exists(url: str) -> bool:
@@ -150,28 +157,28 @@ def remove_tree(url: str) -> None:
         request(url, fs.rm, path, recursive=True)
 
 
-def sha256(url: str) -> tuple[int, str]:
-    """(bytes, hex digest) of a file, read in pieces."""
+def sha256(url: str) -> Digest:
+    """The digest of a file, read in chunks."""
     digest = hashlib.sha256()
     if is_local(url):
         with translate_errors(url), open(local_path(url), "rb") as file:
             hashlib.file_digest(file, lambda: digest)
-            return file.tell(), digest.hexdigest()
+            return Digest(file.tell(), digest.hexdigest())
     total = size(url)
-    for piece in read_chunks(url, total):
-        digest.update(piece)
-    return total, digest.hexdigest()
+    for chunk in read_chunks(url, total):
+        digest.update(chunk)
+    return Digest(total, digest.hexdigest())
 
 
 def read_chunks(url: str, total: int) -> Iterator[bytes]:
-    """The ``total`` bytes of a remote file, each piece by a request of its own."""
+    """The ``total`` bytes of a remote file, each chunk by a request of its own."""
     fs, path = filesystem(url)
     for start in range(0, total, CHUNK_BYTES):
         yield request(url, fs.cat_file, path, start=start, end=min(start + CHUNK_BYTES, total))
 
 
-def upload(local_file: str, url: str) -> tuple[int, str]:
-    """Put a local file at a URL in one step; returns its (bytes, sha256). SourceError unless all bytes arrived."""
+def upload(local_file: str, url: str) -> Digest:
+    """Put a local file at a URL in one step; returns its digest. SourceError unless all bytes arrived."""
     sent = sha256(local_file)
     fs, path = filesystem(url)
     if is_local(url):
@@ -182,28 +189,17 @@ def upload(local_file: str, url: str) -> tuple[int, str]:
         fsync(os.path.dirname(path))
     else:
         request(url, fs.put_file, local_path(local_file), path)
-    if size(url) != sent[0]:
-        raise SourceError(f"{redact(url)}: {size(url)} of {sent[0]} bytes arrived; run again")
+    if size(url) != sent.bytes:
+        raise SourceError(f"{redact(url)}: {size(url)} of {sent.bytes} bytes arrived; run again")
     return sent
 
 
-def download(url: str, local_file: str, *, expect: tuple[int, str] | None = None) -> None:
-    """Fetch a file, aside and then by a rename. Raises ArtifactError unless it has the expected (bytes, sha256)."""
-    fs, path = filesystem(url)
-    target = local_path(local_file)
-    with partial_file(local_file, target) as partial:
-        request(url, fs.get_file, path, partial)
-        if expect is not None and (found := sha256(partial)) != expect:
-            raise ArtifactError(f"{redact(url)} {describe_mismatch(found, expect)}")
-        fsync(partial)
-        os.replace(partial, target)
-
-
-def describe_mismatch(found: tuple[int, str], expected: tuple[int, str]) -> str:
-    """How the (bytes, sha256) of a file differ from the recorded ones, in words."""
-    if found[0] != expected[0]:
-        return f"has {found[0]:,} bytes instead of {expected[0]:,}"
-    return f"is damaged: sha256 {found[1][:12]}… instead of {expected[1][:12]}…"
+def describe_mismatch(actual: tuple[int, str], expected: tuple[int, str]) -> str:
+    """How a file differs from what is recorded of it, in words; both as ``Digest``."""
+    (size, sha), (expected_size, expected_sha) = actual, expected
+    if size != expected_size:
+        return f"has {size:,} bytes instead of {expected_size:,}"
+    return f"is damaged: sha256 {sha[:12]}… instead of {expected_sha[:12]}…"
 
 
 def copy(source: str, target: str) -> None:

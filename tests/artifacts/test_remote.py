@@ -1,5 +1,6 @@
 """Artifacts on an object store."""
 
+import os
 import re
 from pathlib import Path
 
@@ -9,7 +10,29 @@ from s3 import S3
 
 from bitlm import storage
 from bitlm.artifacts import Store
-from bitlm.errors import ArtifactError, SourceError
+from bitlm.errors import ArtifactError, ConfigError, SourceError
+from bitlm.storage import cache as cache_module
+
+
+def test_a_folder_is_copied_together_and_stays_while_it_is_read(
+    s3_root: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(s3_root)
+    files = {f"model/{name}": os.urandom(1000) for name in ("config.json", "deep/a.safetensors", "b.safetensors")}
+    model, other = make(store, draft(), files), make(store, draft(name="other"), {"f": os.urandom(1500)})
+    monkeypatch.setenv("BITLM_CACHE_BYTES", "3000")
+    monkeypatch.setattr(cache_module, "WAIT_SECONDS", 0.2)
+    with store.local_folder(model, "model") as folder:
+        assert {path: Path(folder).parent.joinpath(path).read_bytes() for path in files} == files
+        with pytest.raises(ConfigError, match="no room for corpus/other@v1"):
+            store.read_bytes(other, "f")
+        assert {path: Path(folder).parent.joinpath(path).read_bytes() for path in files} == files
+    assert len(store.read_bytes(other, "f")) == 1500
+    assert sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) <= 3000
+    with store.local_folder(model, "model/deep/") as folder:
+        assert [path.name for path in Path(folder).iterdir()] == ["a.safetensors"]
+    with pytest.raises(ArtifactError, match="corpus/tiny@v1 has no folder mod"):
+        store.local_folder(model, "mod").__enter__()
 
 
 def test_the_cache_is_checked_too(s3_root: str, cache: Path) -> None:

@@ -107,11 +107,11 @@ def open_pretrain(store: Store, tokens: Record, config: PretrainConfig) -> Pretr
 
     Raises ArtifactError naming the file that is wrong, here or when it is met.
     """
-    found: dict[str, Any] = json.loads(store.read_bytes(tokens, TOKENS_FILE))
-    splits = found["splits"]
-    shards = open_splits(store, tokens, splits, found["num_bits"], config.window_shards, config.execution.cache_bytes)
-    counted = splits["validation"]["tokens"] - splits["validation"]["filling"]
-    bytes_per_token = splits["validation"]["text_bytes"] / counted if counted else None
+    summary: dict[str, Any] = json.loads(store.read_bytes(tokens, TOKENS_FILE))
+    shards = open_splits(store, tokens, summary, config)
+    validation = summary["splits"]["validation"]
+    counted = validation["tokens"] - validation["filling"]
+    bytes_per_token = validation["text_bytes"] / counted if counted else None
     return PretrainBatches(
         shards["train"], shards["validation"], config.sequence_length, config.seed, config.window_shards,
         bytes_per_token,

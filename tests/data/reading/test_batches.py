@@ -12,13 +12,14 @@ from s3 import S3, _moto, s3  # noqa: F401
 
 from bitlm import storage
 from bitlm.artifacts import Record, Store
-from bitlm.artifacts.store import cache_folder
+from bitlm.artifacts.store import cache_name
 from bitlm.config import PretrainConfig, PromptConfig, TokenizerConfig
 from bitlm.data.reading.batches import FinetuneBatches, PretrainBatches, open_pretrain
 from bitlm.data.shards.tokenizer import TextTokenizer, describe, train
 from bitlm.data.summaries.examples import Example
 from bitlm.data.summaries.prompts import encode_prompts, encode_summaries, row_length
 from bitlm.errors import ArtifactError, ConfigError
+from bitlm.storage.cache import open_cache
 
 EXAMPLES = [
     Example(f"Document {i}. " + "word of it " * (i % 13), f"Document {i} of it " * (i % 7), str(i)) for i in range(23)
@@ -115,13 +116,17 @@ def test_any_flipped_byte_is_refused_by_the_name_of_its_file(made: tuple[Store, 
     read()
 
 
-def test_remote_shards_are_read_through_a_bounded_cache(s3: S3, made: tuple[Store, Record]) -> None:  # noqa: F811
+def test_remote_shards_are_read_through_a_bounded_cache(
+    s3: S3,  # noqa: F811
+    made: tuple[Store, Record],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     store = Store(s3.root)
     record = make_tokens(store, SHARDS, SHARDS[:1])
     sizes = sorted(record.file(f"shards/train/{n:05d}.arrow").bytes for n in range(len(SHARDS)))
     limit = sum(sizes[-2:]) + record.file("shards/validation/00000.arrow").bytes
     here, there = pretrain(*made), pretrain(store, record, cache_bytes=limit)
-    folder = Path(cache_folder(record)) / "bounded"
+    folder = Path(open_cache().folder, cache_name(record, "shards"))
     for start in range(0, 3 * EPOCH, 4):
         batch = there.train(range(start, start + 4))
         assert batch.input_ids.equal(here.train(range(start, start + 4)).input_ids)
@@ -132,6 +137,9 @@ def test_remote_shards_are_read_through_a_bounded_cache(s3: S3, made: tuple[Stor
     there.close()
     with pytest.raises(ConfigError, match=rf"cache_bytes = {limit - 1:,} is too little"):
         pretrain(store, record, cache_bytes=limit - 1)
+    monkeypatch.setenv("BITLM_CACHE_BYTES", str(limit - 1))
+    with pytest.raises(ConfigError, match=rf"BITLM_CACHE_BYTES = {limit - 1:,} is too little"):
+        pretrain(store, record)
 
 
 def test_a_remote_shard_that_is_not_the_recorded_one_is_refused(s3: S3) -> None:  # noqa: F811
@@ -145,7 +153,7 @@ def test_a_remote_shard_that_is_not_the_recorded_one_is_refused(s3: S3) -> None:
         with pytest.raises(ArtifactError, match=r"shards/train/00002\.arrow (has|is damaged)"):
             batches.train(range(EPOCH))
         batches.close()
-    assert not list((Path(cache_folder(record)) / "bounded").rglob("*00002*"))
+    assert not list(Path(open_cache().folder, cache_name(record, "shards")).rglob("*00002*"))
     storage.write_atomic(url, data)
     assert len(pretrain(store, record).train(range(EPOCH))) == EPOCH
 

@@ -1,3 +1,5 @@
+import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -5,10 +7,11 @@ import pytest
 from made_tokens import counting, make_tokens, stream
 
 from bitlm.artifacts import Record, Store
-from bitlm.data.reading import open_shards as module
-from bitlm.data.reading.open_shards import OpenShards
+from bitlm.config import PretrainConfig
+from bitlm.data.reading.open_shards import OpenShards, SplitShards, open_splits
 from bitlm.data.reading.sequences import Sequences
 from bitlm.errors import ArtifactError
+from bitlm.storage import verified
 from bitlm.storage.cache import Copy
 
 SHARDS = counting([100, 3, 64, 31])
@@ -27,10 +30,11 @@ class Library:
         self.store, self.record = made
         self.files = [entry for entry in self.record.files if entry.path.endswith(".arrow")]
         self.room, self.out, self.brought = room, [], []
+        self.paths = [entry.path for entry in self.files]
         self.fault: Exception | None = None
 
-    def bring(self, file, wait: bool) -> Copy | None:
-        library, number = self, self.files.index(file)
+    def hold(self, path: str, wait: bool) -> Copy | None:
+        library, number = self, self.paths.index(path)
         if self.fault is not None:
             raise self.fault
         if len(self.out) >= self.room:
@@ -43,14 +47,15 @@ class Library:
 
         self.out.append(number)
         self.brought.append(number)
-        return Counted(self.store.url(self.record.id, file.path))
+        return Counted(self.store.url(self.record.id, path))
 
     def shards(self, tokens: list[int] | None = None) -> OpenShards:
-        return OpenShards(self.files, tokens or [len(stream(documents)) for documents in SHARDS], 9, self.bring)
+        counts = tokens or [len(stream(documents)) for documents in SHARDS]
+        return OpenShards(SplitShards(self.paths, counts, 9), self.hold)
 
 
 def arrived(shards: OpenShards) -> None:
-    for coming in list(shards._coming.values()):
+    for coming in list(shards._pending.values()):
         coming.exception()
 
 
@@ -125,19 +130,19 @@ def test_a_shard_of_other_tokens_than_recorded_is_refused(made: tuple[Store, Rec
     assert library.out == []
 
 
-def test_a_local_shard_is_verified_once(
-    made: tuple[Store, Record], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    store, record = made
-    verified, local_file = [], Store.local_file
-    monkeypatch.setattr(
-        Store, "local_file", lambda self, record, path: verified.append(path) or local_file(self, record, path)
-    )
-    splits = {"train": {"shards": [{"path": f"shards/train/{n:05d}.arrow", "tokens": len(stream(documents))}
-                                   for n, documents in enumerate(SHARDS)]}, "validation": {"shards": []}}  # fmt: skip
-    shards = module.open_splits(store, record, splits, 9, 2, None)["train"]
-    for _ in range(3):
-        for number in range(len(shards)):
-            shards.keep([number])
-    assert sorted(verified) == [f"shards/train/{n:05d}.arrow" for n in range(len(SHARDS))]
-    shards.close()
+def test_a_local_shard_is_verified_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(str(tmp_path))
+    record = make_tokens(store, SHARDS, num_bits=9)
+    for entry in record.files:  # long ago, so that no write can be missed by its time
+        os.utime(store.url(record.id, entry.path), (0, 0))
+    hashed, sha256 = [], verified.sha256
+    monkeypatch.setattr(verified, "sha256", lambda path: hashed.append(path) or sha256(path))
+    summary = json.loads(store.read_bytes(record, "tokens.json"))
+    for _ in range(2):
+        shards = open_splits(store, record, summary, PretrainConfig(window_shards=2))["train"]
+        for _ in range(3):
+            for number in range(len(shards)):
+                shards.keep([number])
+        shards.close()
+    paths = ["tokens.json", *(f"shards/train/{n:05d}.arrow" for n in range(len(SHARDS)))]
+    assert sorted(hashed) == sorted(store.url(record.id, path) for path in paths)
