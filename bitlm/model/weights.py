@@ -53,6 +53,9 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint. Raises SourceError naming the file that is missing."""
     if (folder / CONFIG).is_file() and (folder / INDEX).is_file():
         parts = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+        outside = [part for part in parts if not storage.is_inside(part)]
+        if outside:
+            raise SourceError(f"pretrain.init_from: {folder / INDEX}: {outside[0]!r} is not a path inside its folder")
         paths = [folder / part for part in parts]
     else:
         paths = [folder / SINGLE]

@@ -142,6 +142,9 @@ def _read_record(url: str) -> Checkpoint:
         record = json.loads(storage.read_bytes(url))
         if record.pop("record_sha256") != _digest(record):
             raise ValueError("its own sha256 differs")
+        outside = [name for name in record["files"] if not storage.is_inside(name)]
+        if outside:
+            raise ValueError(f"{outside[0]!r} is not a path inside its folder")
         return Checkpoint(record["step"], url.removesuffix(f"/{RECORD}"), record["files"])
     except (ValueError, KeyError, AttributeError) as error:
         raise ArtifactError(f"checkpoint file {url} is damaged ({error}); {_remedy(url)}") from error

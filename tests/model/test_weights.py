@@ -56,6 +56,16 @@ def test_every_file_of_an_index_counts(tmp_path: Path) -> None:
     assert set(weights.outside_state(str(folder))["files"]) == {"config.json", "1.safetensors", "2.safetensors"}
 
 
+@pytest.mark.parametrize("part", ["../secret.safetensors", "/secret.safetensors", "a/../../secret.safetensors"])
+def test_a_part_outside_of_the_folder_is_refused(tmp_path: Path, part: str) -> None:
+    folder = checkpoint(tmp_path / "parts")
+    (tmp_path / "secret.safetensors").write_bytes(b"1")
+    (folder / "a").mkdir()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": part}}))
+    with pytest.raises(SourceError, match=r"index\.json: .* is not a path inside its folder"):
+        weights.outside_state(str(folder))
+
+
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"absent/config\.json is missing; expected a checkpoint"):
         weights.outside_state(str(tmp_path / "absent"))

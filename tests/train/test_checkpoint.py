@@ -115,6 +115,19 @@ def test_files_that_the_record_does_not_name_are_not_read(stopped: Path, tmp_pat
         run(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "a/../../../x", ""])
+def test_a_file_outside_of_the_checkpoint_is_not_read(stopped: Path, tmp_path: Path, name: str) -> None:
+    checkpoint = stopped / "step-00000004"
+    (stopped / "outside").write_bytes(b"x")
+    record = json.loads((checkpoint / "checkpoint.json").read_text())
+    del record["record_sha256"]
+    record["files"][name] = [1, hashlib.sha256(b"x").hexdigest()]
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    (checkpoint / "checkpoint.json").write_text(json.dumps({**record, "record_sha256": digest}))
+    with pytest.raises(ArtifactError, match=r"checkpoint\.json is damaged \(.* is not a path inside its folder\)"):
+        run(tmp_path)
+
+
 def test_all_files_are_verified_before_one_is_read(stopped: Path, tmp_path: Path, monkeypatch) -> None:
     done: list[str] = []
     verify, parse, read = checkpoint._verify, checkpoint.parse_index, checkpoint.TensorReader.read_data
