@@ -1,8 +1,7 @@
-"""Packed codes: 8 token ids of B bits each, most significant bit first, are B bytes. NumPy alone, so that what only
-reads or writes shards needs no torch.
+"""Packed codes: 8 token ids of B bits each, most significant bit first, are B bytes.
 
-Packing works on groups of 8 tokens, which take exactly ``B`` bytes for every ``B``; it goes through machine words
-instead of single bits.
+NumPy only, so that reading and writing shards needs no torch. Packing works on groups of 8 tokens, which take exactly B
+bytes for every B, and moves machine words instead of single bits.
 """
 
 from functools import lru_cache
@@ -15,7 +14,7 @@ Buffer = bytes | bytearray | memoryview | np.ndarray
 
 MAX_BITS = 32
 _GROUP = 8  # tokens in one packed value
-_CHUNK = 8192  # groups in work at once: the temporaries stay in the core's cache
+_CHUNK = 8192  # groups processed at a time: the temporaries stay in the core's cache
 _BYTE_SIGNS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float32) * 2 - 1  # [256, 8]
 
 
@@ -48,10 +47,10 @@ def pack(ids: np.ndarray, num_bits: int) -> np.ndarray:
 
 
 def unpack(packed: Buffer, num_bits: int, out: np.ndarray | None = None) -> np.ndarray:
-    """The inverse of ``pack``: bytes (whole groups of B bytes) → ids, uint32 [n]; or ``out`` [n], filled, which is
-    contiguous and of any integer type that holds them.
+    """The inverse of ``pack``: bytes (whole groups of B bytes) → ids, uint32 [n].
 
-    Each token is cut out of a machine word that starts at its first byte, or a little before at the end of a group.
+    With ``out`` [n], contiguous and of any integer type that can hold the ids, they are written there.
+    Each token is cut out of a machine word that starts at its first byte, or slightly before it at the end of a group.
     Raises ConfigError if the bytes are not whole groups.
     """
     packed_words, plain_words, shifts = _cuts(num_bits)
@@ -73,7 +72,7 @@ def unpack(packed: Buffer, num_bits: int, out: np.ndarray | None = None) -> np.n
 
 
 def unpack_codes(packed: Buffer, num_bits: int) -> np.ndarray:
-    """Packed bytes → codes [n, B] of ±1, float32, without the detour through ids."""
+    """Packed bytes → codes [n, B] of ±1, float32, directly."""
     return _BYTE_SIGNS.take(_groups(packed, num_bits), axis=0).reshape(-1, num_bits)
 
 
@@ -89,8 +88,11 @@ def _groups(packed: Buffer, num_bits: int) -> np.ndarray:
 
 @lru_cache
 def _cuts(num_bits: int) -> tuple[np.dtype, np.dtype, np.ndarray]:
-    """A group as 8 big-endian words that overlap, each with one token's B bits, wherever in a byte they start; the same
-    as 8 words in a row; and the right shifts that bring the tokens down, repeated for a chunk [_CHUNK, 8]."""
+    """How to cut the tokens out of a group: (packed, plain, shifts).
+
+    ``packed`` views a group as 8 overlapping big-endian words, each of which contains the B bits of one token, and
+    ``plain`` as 8 native words side by side; ``shifts`` [_CHUNK, 8] move each token's bits to the low end of its word.
+    """
     size = next(size for size in (1, 2, 4, 8) if size == num_bits or 8 * size >= num_bits + 7)
     offsets = [min(token * num_bits // 8, num_bits - size) for token in range(_GROUP)]
     shifts = [8 * (offset + size) - (token + 1) * num_bits for token, offset in enumerate(offsets)]

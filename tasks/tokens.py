@@ -128,7 +128,7 @@ def _keep_only(records: list[UnitRecord], work: Work) -> None:
     """Tell the digests of what the units wrote, and remove what none of them did (a run of another version of the
     code may have left it)."""
     for record in records:
-        work.digests |= {file.path: (file.bytes, file.sha256) for file in record.written}
+        work.digests |= {file.path: file.digest for file in record.written}
     belonging = {*work.digests, *(tokens.record_path(record.unit) for record in records), TOKENS_FILE}
     for path in storage.list_files(work.out):
         if path not in belonging:

@@ -1,4 +1,4 @@
-"""Where an artifact comes from, and how two of them (or one and a step that would make the next) differ."""
+"""Ancestors of an artifact, and how two artifacts (or one and a step that would make the next version) differ."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ SHOWN_CHANGES = 12
 
 @dataclass(frozen=True)
 class FieldChange:
-    """One dotted key, for example ``pretrain.steps``; a side that lacks it reads ``(absent)``."""
+    """One dotted key, for example ``pretrain.steps``; its value is ``(absent)`` on a side that lacks it."""
 
     key: str
     old: Any
@@ -25,7 +25,7 @@ class FieldChange:
 
 
 class Step(Protocol):
-    """What would be made: each input has a fingerprint, and an id (a record) or a key (a step)."""
+    """What would be made. Each input has a fingerprint, and an ``id`` (a record) or a ``key`` (another step)."""
 
     @property
     def stage(self) -> str: ...
@@ -44,11 +44,11 @@ def lineage(store: Store, record: Record) -> list[Record]:
     """
     ordered: dict[str, Record] = {}
 
-    def visit(one: Record) -> None:
-        if one.id not in ordered:
-            for parent in parents(store, one).values():
+    def visit(descendant: Record) -> None:
+        if descendant.id not in ordered:
+            for parent in parents(store, descendant).values():
                 visit(parent)
-            ordered[one.id] = one
+            ordered[descendant.id] = descendant
 
     visit(record)
     return list(ordered.values())
@@ -56,7 +56,7 @@ def lineage(store: Store, record: Record) -> list[Record]:
 
 def parents(store: Store, record: Record) -> dict[str, Record]:
     """Role → record of the direct inputs; raises as ``lineage`` does."""
-    found = {}
+    by_role = {}
     for role, entry in record.inputs.items():
         parent = store.load(entry.id)
         if parent.fingerprint != entry.fingerprint:
@@ -64,25 +64,25 @@ def parents(store: Store, record: Record) -> dict[str, Record]:
                 f"{record.id} was made from {entry.id} with fingerprint {entry.fingerprint[:12]}…, "
                 f"but what is there now has {parent.fingerprint[:12]}…; make {record.stage}/{record.name} again"
             )
-        found[role] = parent
-    return found
+        by_role[role] = parent
+    return by_role
 
 
 def tree(store: Store, record: Record) -> str:
-    """The record and below it its inputs, a line each with sizes and key metrics; one shown before is only named."""
+    """The record with its inputs below it, a line each with sizes and key metrics; repeated ones are only named."""
     return "\n".join(_branch(store, record, "", "", "", set()))
 
 
 def diff(a: Record, b: Record) -> list[FieldChange]:
-    """What differs between what two artifacts were computed from: identity, inputs (by fingerprint), format."""
-    return _compare(_facts(a), _facts(b))
+    """Differences in what two artifacts were computed from: identity, inputs (by fingerprint), format."""
+    return _compare(_fields(a), _fields(b))
 
 
 def explain(newest: Record | None, step: Step) -> list[str]:
-    """Why ``step`` makes a new version instead of reusing the newest one, a line per field."""
+    """Why ``step`` makes a new version instead of reusing the newest one: a line per field."""
     if newest is None:
         return ["there is none yet"]
-    changes = [str(change) for change in _compare(_facts(newest), _facts(step))]
+    changes = [str(change) for change in _compare(_fields(newest), _fields(step))]
     if not changes:
         return ["the same content, but at another place"]
     hidden = len(changes) - SHOWN_CHANGES
@@ -115,22 +115,20 @@ def _branch(store: Store, record: Record, lead: str, indent: str, role: str, sho
     yield f"{lead}{label} · {len(record.files)} files, {human_bytes(record.bytes)}" + (
         f" · {m}" if (m := key_metrics(record)) else ""
     )
-    above = list(parents(store, record).items())
-    for i, (called, parent) in enumerate(above, 1):
-        last = i == len(above)
-        yield from _branch(
-            store, parent, indent + ("└─ " if last else "├─ "), indent + ("   " if last else "│  "), called, shown
-        )
+    inputs = list(parents(store, record).items())
+    for i, (input_role, parent) in enumerate(inputs, 1):
+        branch, continuation = ("└─ ", "   ") if i == len(inputs) else ("├─ ", "│  ")
+        yield from _branch(store, parent, indent + branch, indent + continuation, input_role, shown)
 
 
-def _facts(made: Record | Step) -> dict[str, tuple[Any, Any]]:
-    """Dotted key → (what is compared, what is shown)."""
-    facts: dict[str, tuple[Any, Any]] = {f"{made.stage}.format": (made.format, made.format)}
-    facts |= {key: (_typed(value), value) for key, value in _flat(made.identity, made.stage)}
-    for role, source in made.inputs.items():
-        named = getattr(source, "id", None) or source.key
-        facts[f"inputs.{role}"] = (source.fingerprint, f"{named} ({source.fingerprint[:8]})")
-    return facts
+def _fields(source: Record | Step) -> dict[str, tuple[Any, Any]]:
+    """Dotted key → (value to compare, value to show)."""
+    fields: dict[str, tuple[Any, Any]] = {f"{source.stage}.format": (source.format, source.format)}
+    fields |= {key: (_typed(value), value) for key, value in _flat(source.identity, source.stage)}
+    for role, entry in source.inputs.items():
+        label = getattr(entry, "id", None) or entry.key
+        fields[f"inputs.{role}"] = (entry.fingerprint, f"{label} ({entry.fingerprint[:8]})")
+    return fields
 
 
 def _flat(value: Any, key: str) -> Iterator[tuple[str, Any]]:
@@ -145,7 +143,7 @@ def _flat(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 
 def _typed(value: Any) -> Any:
-    """Apart as in a fingerprint: 1, 1.0 and true are three values."""
+    """With its type, because 1, 1.0 and true are three values in a fingerprint."""
     return [_typed(item) for item in value] if isinstance(value, list) else (type(value).__name__, value)
 
 

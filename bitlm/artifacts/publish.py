@@ -1,4 +1,4 @@
-"""The last step of making an artifact: it becomes visible, whole, under the next free version."""
+"""The last step of making an artifact: all of it becomes visible at once, as the next free version."""
 
 import errno
 import os
@@ -20,13 +20,13 @@ _B = TypeVar("_B")
 
 
 def map_in_threads(work: Callable[[_A], _B], items: Iterable[_A]) -> list[_B]:
-    """``work`` on each item, a few at once: storage requests and hashing leave the interpreter free."""
+    """``work`` on each item in a few threads: storage requests and hashing release the interpreter lock."""
     with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(work, items))
 
 
 def prepare(out: str) -> None:
-    """Drop what writers that died left in a local ``out``, and wait until all the rest is on disk."""
+    """Remove what killed processes left unfinished in a local ``out``, and wait until the rest is on disk."""
     remove_partial(out)
     for parent, folders, names in os.walk(out, topdown=False):
         for name in [*folders, *names]:
@@ -39,7 +39,7 @@ def prepare(out: str) -> None:
 
 
 def local(root: str, key: str, work: Work, first: int, make: Make) -> Record:
-    """Rename the folder, its record in it, to the first free version from ``first`` on; each goes to one process."""
+    """Rename the folder, with its record, to the first free version from ``first`` on; only one process gets each."""
     version = first
     os.makedirs(os.path.dirname(storage.join(root, key)), exist_ok=True)
     while True:
@@ -58,8 +58,10 @@ def local(root: str, key: str, work: Work, first: int, make: Make) -> Record:
 
 
 def remote(root: str, key: str, work: Work, first: int, make: Make) -> Record:
-    """Claim a version by an exclusive create, copy the objects, write the record last. A version whose folder holds
-    anything is taken, and so is one that another process has claimed, even if it died over it."""
+    """Claim a version by an exclusive create, copy the objects, write the record last.
+
+    A version is taken if its folder holds anything, or if another process has claimed it, even one that was killed.
+    """
     version = first
     while True:
         target = storage.join(root, f"{key}@v{version}")
@@ -75,7 +77,7 @@ def remote(root: str, key: str, work: Work, first: int, make: Make) -> Record:
 
 
 def _copy(work: Work, target: str, record: Record) -> bool:
-    """Whether the version was still free at the end. Nothing stays below ``target`` when a fault ends it."""
+    """Whether the version was still free at the end. After an error nothing is left below ``target``."""
     try:
         paths = [entry.path for entry in record.files]
         map_in_threads(lambda path: storage.copy(storage.join(work.out, path), storage.join(target, path)), paths)

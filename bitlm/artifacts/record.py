@@ -1,4 +1,4 @@
-"""What is known of an artifact: its record (``artifact.json``), and the fingerprint of what it was computed from."""
+"""The record of an artifact (``artifact.json``), and the fingerprint of what it was computed from."""
 
 import hashlib
 import importlib.metadata
@@ -46,7 +46,7 @@ class InputEntry(Frozen):
 
 
 class Record(Frozen):
-    """``artifact.json``. Its last field there, ``record_sha256``, is a check over all the rest of the file's bytes."""
+    """``artifact.json``. In the file a last field, ``record_sha256``, is the digest of all the other bytes."""
 
     schema_version: int
     id: FullId
@@ -78,7 +78,7 @@ class Record(Frozen):
         return sum(file.bytes for file in self.files)
 
     def file(self, path: str) -> FileEntry:
-        """The entry of one file; raises ArtifactError when the artifact has none of that path."""
+        """The entry of one file; raises ArtifactError if the artifact has no file of that path."""
         for entry in self.files:
             if entry.path == path:
                 return entry
@@ -87,7 +87,7 @@ class Record(Frozen):
 
 @dataclass(frozen=True)
 class Draft:
-    """What the maker of an artifact knows of it; the store adds the rest."""
+    """What a stage knows of the artifact that it has made; the store adds the rest of the record."""
 
     stage: str
     name: str
@@ -103,8 +103,8 @@ class Draft:
 def fingerprint(stage: str, format: int, identity: dict[str, Any], inputs: dict[str, str]) -> str:
     """sha256 of the canonical JSON of what determines an artifact; ``inputs`` maps roles to the inputs' fingerprints.
 
-    Raises TypeError, naming the key, for a value without one stable form (NaN, sets, bytes, objects, keys that are no
-    strings), and ConfigError for a URL that carries a credential, which changes whenever it is renewed.
+    Raises TypeError, naming the key, for a value without a unique JSON form (NaN, sets, bytes, objects, keys that are
+    not strings), and ConfigError for a URL with a credential, which would change whenever it is renewed.
     """
     assert_plain(identity, "identity")
     refuse_secrets(identity, "")
@@ -116,7 +116,7 @@ def fingerprint(stage: str, format: int, identity: dict[str, Any], inputs: dict[
 
 
 def assert_plain(value: Any, path: str) -> None:
-    """Raise TypeError, naming the dotted path, unless ``value`` is made of JSON's own types alone."""
+    """Raise TypeError, naming the dotted path, unless ``value`` consists of JSON's own types."""
     if value is None or type(value) in (str, bool, int):
         return
     if type(value) is float and math.isfinite(value):
@@ -174,7 +174,7 @@ def code_version() -> dict[str, Any]:
     """Version of the package; commit and dirty flag when it is run from a git checkout, else None."""
     folder = Path(__file__).parents[1]
     commit = dirty = None
-    # Inside a checkout is not enough: an environment's site-packages may lie in someone else's.
+    # The file must be tracked: site-packages of an environment may lie inside the checkout of another project.
     if _git(folder, "ls-files", "--error-unmatch", "errors.py") is not None:
         commit = _git(folder, "rev-parse", "HEAD")
         status = _git(folder, "status", "--porcelain")

@@ -1,4 +1,4 @@
-"""Artifacts below one root: find, verify, make, commit. Nothing complete is ever changed."""
+"""Artifacts below one root: find, verify, make, commit. A complete artifact is never changed."""
 
 import contextlib
 import difflib
@@ -93,15 +93,18 @@ class Store:
         return None
 
     def find(self, stage: str, name: str, fingerprint: str) -> Record | None:
-        """The newest artifact that was made from exactly this."""
+        """The newest artifact of this fingerprint."""
         for record in reversed(self.records(stage, name)):
             if record.fingerprint == fingerprint:
                 return record
         return None
 
     def verify(self, record: Record, contents: bool = True) -> None:
-        """Raises ArtifactError, naming artifact and file, for a file that is missing, of another size, unknown to the
-        record or (``contents``) of another sha256, and for a record that is missing or has changed."""
+        """Compare the artifact with its record, with ``contents`` also the bytes of each file.
+
+        Raises ArtifactError, naming artifact and file, for a file that is missing, differs or is not in the record, and
+        for a record that is missing or has changed.
+        """
         if self._read(record.id) != record:
             raise ArtifactError(f"{record.id}: {RECORD_FILE} is missing or has changed")
         sizes = storage.list_sizes(self.url(record.id))
@@ -175,21 +178,21 @@ class Store:
                 copy.release()
 
     def begin(self, stage: str, name: str, fingerprint: str) -> Work:
-        """Take up the work on an artifact, new or left by a run that died. Raises BusyError, an ArtifactError
-        that names the process, when another one is at it."""
+        """Open the work on an artifact, new or left by a killed run. Raises BusyError, an ArtifactError that names
+        the process, while another one has it open."""
         return Work(self._work_folder(stage, name, fingerprint), f"{stage}/{name} ({fingerprint[:8]})")
 
     def discard(self, record: Record) -> None:
-        """Remove what a maker that died right after the commit left of the work (local roots, where a lock tells)."""
+        """Remove what a process that was killed right after the commit left of its work (local roots)."""
         folder = self._work_folder(record.stage, record.name, record.fingerprint)
         if storage.is_local(folder) and os.path.isdir(folder):
             with contextlib.suppress(BusyError):
                 Work(folder, record.id).remove()
 
     def commit(self, work: Work, draft: Draft) -> Record:
-        """Make what lies below ``work.out`` the next version, whole or not at all, and remove the work.
+        """Make all files below ``work.out`` the next version in one step, and remove the work.
 
-        The versions of a name are numbered here, from 1. Raises ArtifactError when there is nothing to commit.
+        Versions of a name are numbered from 1. Raises ArtifactError if there are no files.
         """
         assert draft.fingerprint == fingerprint(
             draft.stage,
@@ -205,8 +208,8 @@ class Store:
         if not paths:
             raise ArtifactError(f"{draft.stage}/{draft.name}: nothing was written to {storage.redact(work.out)}")
         files = map_in_threads(lambda path: _entry(work, path), paths)
-        known = self.ids(draft.stage, draft.name)
-        first = int(known[-1].rpartition("@v")[2]) + 1 if known else 1
+        ids = self.ids(draft.stage, draft.name)
+        first = int(ids[-1].rpartition("@v")[2]) + 1 if ids else 1
         publisher = publish.local if storage.is_local(self.root) else publish.remote
         with translate_errors(self.root):
             key = f"{draft.stage}/{draft.name}"

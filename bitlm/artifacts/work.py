@@ -1,6 +1,5 @@
-"""The place where one artifact is being made. It survives a kill, so that the next run finishes what is missing."""
+"""The folder in which one artifact is being made. It survives a kill: the next run makes only what is missing."""
 
-import contextlib
 import fcntl
 import json
 import os
@@ -12,6 +11,8 @@ import psutil
 
 from bitlm import storage
 from bitlm.errors import ArtifactError
+from bitlm.storage import Digest
+from bitlm.storage.locks import is_same_file
 from bitlm.storage.requests import translate_errors
 
 _held: set[str] = set()  # tokens of this process's work on object stores
@@ -24,37 +25,37 @@ class BusyError(ArtifactError):
 class Work:
     """``out`` becomes the artifact; ``scratch`` is private and kept until the commit. Both are URLs.
 
-    On a local root an OS lock is held until ``release``; the system frees it when the process dies. An object store has
-    no such lock: there an object names the owner. A living owner on this machine is respected; any other one loses the
-    work to whoever takes it up, and is refused when it tries to commit.
+    On a local root a file lock is held until ``release``; the system frees it when the process dies. An object store
+    has no such lock: there an object names the owner. While the owner is a live process of this machine, others are
+    refused; any other owner loses the work to the next process that opens it, and is refused when it commits.
     """
 
     def __init__(self, folder: str, label: str) -> None:
-        """Raises BusyError, naming the process, while another one is at it."""
+        """Raises BusyError, naming the process, while another one has the work open."""
         self.folder = folder
         self.label = label
         self.out = storage.join(folder, "out")
         self.scratch = storage.join(folder, "scratch")
-        self.digests: dict[str, tuple[int, str]] = {}  # (bytes, sha256) of files in ``out``, where their writer told
+        self.digests: dict[str, Digest] = {}  # of files in ``out`` that were computed while writing
         self._lock: int | None = None
         self._token: str | None = None
         if storage.is_local(folder):
             with translate_errors(folder):
                 self._lock = _lock(folder, label)
-                for made in (self.out, self.scratch):
-                    os.makedirs(made, exist_ok=True)
+                for part in (self.out, self.scratch):
+                    os.makedirs(part, exist_ok=True)
         else:
             self._token = _own(storage.join(folder, "owner"), label)
 
     def check(self) -> None:
-        """Raises BusyError when another process has taken the work up in the meantime (object stores)."""
+        """Raises BusyError if another process has become the owner in the meantime (object stores)."""
         owner = _owner(storage.join(self.folder, "owner")) if self._token else None
         if self._token and (owner is None or owner["token"] != self._token):
             holder = _describe(owner) if owner else "another process, which has ended"
             raise BusyError(f"{self.label} was taken up by {holder}; this process stops, run again to see the result")
 
     def release(self) -> None:
-        """Let others take the work up; what was written stays. May be called again."""
+        """Let other processes open the work; what was written stays. May be called again."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -62,7 +63,7 @@ class Work:
             _held.discard(self._token)
 
     def remove(self) -> None:
-        """Remove all of it, while it is held, and the parents that it leaves empty; then release it."""
+        """Remove all of it, and the parents that this leaves empty; then release it."""
         for part in (self.out, self.scratch):
             storage.remove_tree(part)
         if self._lock is not None:
@@ -87,7 +88,7 @@ def _lock(folder: str, label: str) -> int:
     """Descriptor of the locked file. Raises BusyError that names the process which holds the lock."""
     path = os.path.join(folder, "lock")
     while True:
-        # Another process may remove the folder, its parents or the file, its work being done, between any two steps.
+        # Between any two steps another process may finish the work and remove the file, its folder and their parents.
         try:
             os.makedirs(folder, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -99,21 +100,15 @@ def _lock(folder: str, label: str) -> int:
             holder = os.read(descriptor, 200).decode() or "another process"
             os.close(descriptor)
             raise BusyError(f"{label} is being made by {holder}; wait for it, or stop it") from None
-        if _is(path, descriptor):
+        if is_same_file(path, descriptor):
             os.truncate(descriptor, 0)
             os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
             return descriptor
         os.close(descriptor)
 
 
-def _is(path: str, descriptor: int) -> bool:
-    with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(os.stat(path), os.fstat(descriptor))
-    return False
-
-
 def _own(url: str, label: str) -> str:
-    """Become the owner named at ``url``; returns the token. Raises BusyError while a process of this machine is."""
+    """Become the owner; returns the token. Raises BusyError while another live process of this machine is the owner."""
     owner = _owner(url)
     if owner is not None and _alive(owner):
         raise BusyError(f"{label} is being made by {_describe(owner)}; wait for it, or stop it")
@@ -135,7 +130,7 @@ def _alive(owner: dict[str, Any]) -> bool:
         return False
     if owner["pid"] == os.getpid():
         return owner["token"] in _held
-    try:  # a number is used again; the time of birth tells the processes apart
+    try:  # process ids are reused; the time of creation identifies the process
         return psutil.Process(owner["pid"]).create_time() == owner["born"]
     except psutil.NoSuchProcess:
         return False

@@ -1,7 +1,7 @@
 """Files at URLs. What is written appears whole or not at all.
 
-A single request that fails for a passing reason is made again, a few times; a refusal (no such bucket, access denied)
-ends at once as a SourceError that names the URL and the remedy.
+A request that fails with a transient error is retried a few times; any other failure (no such bucket, access denied)
+is raised at once as a SourceError that names the URL and the remedy.
 """
 
 import contextlib
@@ -59,8 +59,8 @@ def read_if_exists(url: str) -> bytes | None:
 
 
 def open_read(url: str, read_ahead: int = 0) -> BinaryIO:
-    """A file to read and seek in; on a remote store each read is a request, made again after a passing fault.
-    ``read_ahead``: bytes to ask for at a time where it is read in small steps."""
+    """A file to read and seek in; on a remote store each read is a request, retried after transient errors.
+    ``read_ahead``: bytes per request for a file that is read in small steps."""
     fs, path = filesystem(url)
     if is_local(url):
         with translate_errors(url):
@@ -84,7 +84,7 @@ def write_atomic(url: str, data: bytes) -> None:
 
 
 def write_new(url: str, data: bytes) -> bool:
-    """Write a whole file only where there is none yet, else return False. Of several writers at once one wins."""
+    """Write a whole file unless it exists; whether it was written. Of several writers at once one succeeds."""
     fs, path = filesystem(url)
     if is_local(url):
         with partial_file(url, path) as partial:
@@ -97,7 +97,7 @@ def write_new(url: str, data: bytes) -> bool:
                 return False
         fsync(os.path.dirname(path))
         return True
-    # A repeated request may meet the object of its own first try, whose answer was lost: the mark tells them apart.
+    # A retry may find the object of its own first attempt, whose response was lost; the mark identifies it.
     mark = secrets.token_hex(16)
     options = {"Metadata": {"writer": mark}} if "s3" in fs.protocol else {}
     try:
@@ -151,7 +151,7 @@ def glob(url: str) -> list[str]:
 
 
 def remove_tree(url: str) -> None:
-    """Remove a file or a folder with all that is below it; nothing happens where there is none."""
+    """Remove a file, or a folder with all that is below it, if it exists."""
     fs, path = filesystem(url)
     with contextlib.suppress(NotFoundError):
         request(url, fs.rm, path, recursive=True)
@@ -178,7 +178,7 @@ def read_chunks(url: str, total: int) -> Iterator[bytes]:
 
 
 def upload(local_file: str, url: str) -> Digest:
-    """Put a local file at a URL in one step; returns its digest. SourceError unless all bytes arrived."""
+    """Copy a local file to a URL in one step; returns its digest. Raises SourceError unless all bytes arrived."""
     sent = sha256(local_file)
     fs, path = filesystem(url)
     if is_local(url):

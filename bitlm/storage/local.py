@@ -11,7 +11,7 @@ PARTIAL = ".partial~"  # ends the name of a file that is being written
 
 
 def remove_partial(folder: str) -> None:
-    """Remove what writers that died left below a folder."""
+    """Remove the unfinished files that killed processes left below a folder."""
     for parent, _, names in os.walk(folder):
         for name in names:
             if name.endswith(PARTIAL):
@@ -19,7 +19,7 @@ def remove_partial(folder: str) -> None:
 
 
 def fsync(path: str) -> None:
-    """Wait until a local file's bytes, or a folder's entries, are on disk."""
+    """Wait until a file's bytes, or a folder's entries, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -28,7 +28,7 @@ def fsync(path: str) -> None:
 
 
 def walk(folder: str) -> Iterator[tuple[str, int]]:
-    """(relative POSIX path, bytes) of all files below a folder that are written to their end."""
+    """(relative POSIX path, bytes) of all finished files below a folder."""
 
     def fail(error: OSError) -> None:
         if not (isinstance(error, FileNotFoundError) and error.filename == folder):
@@ -44,7 +44,7 @@ def walk(folder: str) -> Iterator[tuple[str, int]]:
 
 @contextlib.contextmanager
 def partial_file(url: str, path: str) -> Iterator[str]:
-    """A name beside ``path`` to write to first; whatever is still there afterwards is removed."""
+    """A name beside ``path`` to write to and then rename; a file that still has it at the end is removed."""
     with translate_errors(url):
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)

@@ -1,4 +1,4 @@
-"""A remote file, opened for reading: each request of it is made again while its fault is a passing one."""
+"""A remote file, opened for reading, whose requests are retried after transient errors."""
 
 import io
 from typing import Any
@@ -7,10 +7,10 @@ from bitlm.storage.requests import request
 
 
 class RemoteFile(io.RawIOBase):
-    """``file`` is an fsspec file without a cache of its own: what is asked of it is one request.
+    """``file`` is an fsspec file without a cache of its own, so each read of it is one request.
 
-    A read returns all that is asked for, short of the end only. The fault of a file that was replaced while it was read
-    (a store with ETags says so) is a SourceError.
+    A read returns fewer bytes than asked for only at the end. SourceError is raised if the file was replaced while it
+    was read and the store tells so by its ETags.
     """
 
     def __init__(self, url: str, file: Any) -> None:
@@ -47,6 +47,6 @@ class RemoteFile(io.RawIOBase):
         super().close()
 
     def _read(self, length: int) -> bytes:
-        """From the place that the last request left, whatever a failed one did to the file."""
+        """From our own position, whatever a failed request did to that of the file."""
         self._file.seek(min(self._position, self._file.size))
         return self._file.read(length)

@@ -1,4 +1,4 @@
-"""One request to a store: made again while the fault is a passing one, else told in one line with the remedy."""
+"""One request to a store: retried after transient errors, any other error explained in one line with the remedy."""
 
 import contextlib
 import errno
@@ -87,10 +87,11 @@ def _client_errors() -> tuple[type[Exception], ...]:
 
 
 def _response(error: BaseException) -> dict[str, Any]:
-    """The store's own answer, which s3fs keeps as the cause of the error it raises."""
-    for one in (error, error.__cause__, error.__context__):
-        if isinstance(answer := getattr(one, "response", None), dict):
-            return answer
+    """The store's own response, which s3fs keeps in the cause of the error that it raises."""
+    for each in (error, error.__cause__, error.__context__):
+        response = getattr(each, "response", None)
+        if isinstance(response, dict):
+            return response
     return {}
 
 

@@ -39,7 +39,7 @@ def cache_root() -> str:
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a URL, and the path in it. May be called anywhere: there is one instance for each process."""
+    """The file system of a URL and the path in it. Cheap: there is one instance for each process."""
     if is_local(url):
         return LocalFileSystem(auto_mkdir=True), local_path(url)
     protocol = url.split("://", 1)[0]

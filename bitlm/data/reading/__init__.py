@@ -1,1 +1,1 @@
-"""Packed codes to batches: the order of the data, the shards at hand, sequences."""
+"""Packed codes to batches: the order of the data, the open shards, sequences."""

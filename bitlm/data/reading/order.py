@@ -1,7 +1,7 @@
-"""The order of the data: which sequence stands at a position of the endless training order, by arithmetic alone.
+"""The order of the data: which sequence is at a position of the endless training order, by arithmetic alone.
 
-Each epoch shuffles the shards, takes them in windows of a few, and runs through each window in a keyed permutation of
-its sequences. Nothing depends on the number of readers, and any position can be asked for directly.
+Each epoch shuffles the shards, cuts their list into windows of a few shards, and takes the sequences of each window in
+the order of a keyed permutation. Nothing depends on the number of readers, and any position can be computed directly.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ ROUNDS = 6
 
 
 class Order:
-    """The training order over shards of ``per_shard`` sequences, numbered through in the order of the shards."""
+    """The training order of all sequences, numbered across shards; ``per_shard`` counts those of each shard."""
 
     def __init__(self, per_shard: Sequence[int], seed: int, window_shards: int) -> None:
         self._sizes = np.asarray(per_shard, dtype=np.int64)
@@ -22,7 +22,7 @@ class Order:
         self._seed, self._window = seed, window_shards
         self._windows = -(-len(self._sizes) // window_shards)  # in an epoch
         self.total = int(self._sizes.sum())
-        self._epoch = lru_cache(maxsize=2)(self._lay_out)
+        self._layout = lru_cache(maxsize=2)(self._compute_layout)
 
     def __call__(self, positions: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """(sequence indices, epochs), int64 [n] each, of positions ≥ 0; position p is in epoch p // total."""
@@ -35,8 +35,8 @@ class Order:
         return indices, epochs
 
     def windows(self, positions: Sequence[int]) -> Iterator[tuple[np.ndarray, list[int], list[int]]]:
-        """The positions sorted by window, in the order of the windows: which of the positions fall in one (indices into
-        ``positions``), the shards that it is made of, and those of the next one."""
+        """The windows that ``positions`` fall in, in order. Of each: indices into ``positions`` of those in it, the
+        numbers of its shards, and those of the next window's shards."""
         epochs, offsets = np.divmod(np.asarray(positions, dtype=np.int64), self.total)
         numbers = np.empty_like(offsets)
         for epoch in np.unique(epochs).tolist():
@@ -46,23 +46,23 @@ class Order:
             yield np.flatnonzero(numbers == number), self._members(number), self._members(number + 1)
 
     def _members(self, number: int) -> list[int]:
-        """Shards of a window that hold a sequence; windows are numbered through all epochs."""
+        """Shards of a window that hold a sequence; windows are numbered across epochs."""
         epoch, window = divmod(number, self._windows)
-        shards = self._epoch(epoch)[0][window * self._window : (window + 1) * self._window]
+        shards = self._layout(epoch)[0][window * self._window : (window + 1) * self._window]
         return shards[self._sizes[shards] > 0].tolist()
 
-    def _lay_out(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Shards in this epoch's order, and where each and the end of each begins in the epoch."""
+    def _compute_layout(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Shards in this epoch's order, and the positions in the epoch where each starts and ends."""
         count = len(self._sizes)
         shards = permute(np.arange(count), count, f"{self._seed}/{epoch}")
         ends = np.cumsum(self._sizes[shards])
         return shards, ends - self._sizes[shards], ends
 
     def _window_of(self, epoch: int, offsets: np.ndarray) -> np.ndarray:
-        return np.searchsorted(self._epoch(epoch)[2], offsets, side="right") // self._window
+        return np.searchsorted(self._layout(epoch)[2], offsets, side="right") // self._window
 
     def _in_epoch(self, epoch: int, offsets: np.ndarray) -> np.ndarray:
-        shards, starts, ends = self._epoch(epoch)
+        shards, starts, ends = self._layout(epoch)
         windows = self._window_of(epoch, offsets)
         shuffled = np.empty_like(offsets)
         for window in np.unique(windows).tolist():
@@ -76,8 +76,8 @@ class Order:
 def permute(indices: np.ndarray, size: int, key: str) -> np.ndarray:
     """Images of ``indices`` (int64, 0 … size - 1 each) under the permutation of 0 … size - 1 that belongs to ``key``.
 
-    A Feistel network on the least even number of bits that holds ``size``; what falls outside goes through it again
-    (cycle walking, Black and Rogaway 2002), at most 4 times on average.
+    A Feistel network on the least even number of bits that can hold ``size``; a value outside of the range goes through
+    it again (cycle walking, Black and Rogaway 2002), at most 4 times on average.
     """
     assert len(indices) == 0 or (indices.min() >= 0 and indices.max() < size), (indices, size)
     half = max(1, ((size - 1).bit_length() + 1) // 2)

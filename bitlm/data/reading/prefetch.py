@@ -1,4 +1,4 @@
-"""Results made in a thread while earlier ones are used."""
+"""Results computed in a thread while earlier ones are used."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -10,26 +10,29 @@ from typing import TypeVar
 _A = TypeVar("_A")
 _B = TypeVar("_B")
 
-DEPTH = 2  # results made in advance, at most
+DEPTH = 2  # results computed in advance, at most
 
 
 @contextmanager
-def prefetch(make: Callable[[_A], _B], arguments: Iterable[_A]) -> Iterator[Iterator[_B]]:
-    """``make`` of each argument in turn, called in one thread. An exception of it is raised where its result would be
-    taken. At the end of the context nothing more is made, and the thread has ended."""
+def prefetch(function: Callable[[_A], _B], arguments: Iterable[_A]) -> Iterator[Iterator[_B]]:
+    """``function`` of each argument in turn, called in one thread.
+
+    An exception is raised where the result would be taken. At the end of the context no call is left and the thread has
+    ended.
+    """
     with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as pool:
-        made: deque[Future[_B]] = deque()
+        pending: deque[Future[_B]] = deque()
         try:
-            yield _results(pool, make, iter(arguments), made)
+            yield _results(pool, function, iter(arguments), pending)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _results(
-    pool: ThreadPoolExecutor, make: Callable[[_A], _B], arguments: Iterator[_A], made: deque[Future[_B]]
+    pool: ThreadPoolExecutor, function: Callable[[_A], _B], arguments: Iterator[_A], pending: deque[Future[_B]]
 ) -> Iterator[_B]:
-    made.extend(pool.submit(make, argument) for argument in islice(arguments, DEPTH))
-    while made:
-        result = made.popleft().result()
-        made.extend(pool.submit(make, argument) for argument in islice(arguments, 1))
+    pending.extend(pool.submit(function, argument) for argument in islice(arguments, DEPTH))
+    while pending:
+        result = pending.popleft().result()
+        pending.extend(pool.submit(function, argument) for argument in islice(arguments, 1))
         yield result

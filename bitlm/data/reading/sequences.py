@@ -1,4 +1,4 @@
-"""Shards cut into sequences of L tokens, numbered through; what is left at the end of a shard is not used."""
+"""Shards cut into sequences of L tokens, numbered across shards; the rest at the end of a shard is not used."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -24,22 +24,22 @@ class Sequences:
         return int(self.per_shard.sum())
 
     def locate(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(shards, places in them) of sequences, int64 [n] each; the sequence begins at token place · L."""
-        numbers = np.asarray(indices, dtype=np.int64)
-        assert len(numbers) == 0 or 0 <= numbers.min() <= numbers.max() < len(self), (numbers, len(self))
-        shards = np.searchsorted(self._first, numbers, side="right") - 1
-        return shards, numbers - self._first[shards]
+        """(shard numbers, rows in them) of sequences, int64 [n] each; row r begins at token r · L of its shard."""
+        sequences = np.asarray(indices, dtype=np.int64)
+        assert len(sequences) == 0 or 0 <= sequences.min() <= sequences.max() < len(self), (sequences, len(self))
+        numbers = np.searchsorted(self._first, sequences, side="right") - 1
+        return numbers, sequences - self._first[numbers]
 
     def ids(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """int64 [n, L]; the packed rows are gathered shard by shard, and unpacked all at once."""
-        shards, places = self.locate(indices)
-        order = np.argsort(shards, kind="stable")
-        packed = np.empty((len(shards), self.length * self.shards.num_bits // GROUP), dtype=np.uint8)
+        """int64 [n, L]; the packed rows are gathered shard by shard, then unpacked together."""
+        numbers, rows = self.locate(indices)
+        order = np.argsort(numbers, kind="stable")
+        packed = np.empty((len(rows), self.length * self.shards.num_bits // GROUP), dtype=np.uint8)
         end = 0
-        for number, same in groupby(shards[order].tolist()):
-            first, end = end, end + sum(1 for _ in same)
+        for number, of_shard in groupby(numbers[order].tolist()):
+            first, end = end, end + sum(1 for _ in of_shard)
             with self.shards.shard(number) as shard:
-                np.take(shard.rows(self.length), places[order[first:end]], axis=0, out=packed[first:end], mode="clip")
-        ids = np.empty((len(shards), self.length), dtype=np.int64)
+                np.take(shard.rows(self.length), rows[order[first:end]], axis=0, out=packed[first:end], mode="clip")
+        ids = np.empty((len(rows), self.length), dtype=np.int64)
         ids[order] = packing.unpack(packed.reshape(-1), self.shards.num_bits).reshape(ids.shape)
         return ids
