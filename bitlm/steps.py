@@ -159,26 +159,6 @@ def init_records(config: PipelineConfig, load: Callable[[str], Record]) -> dict[
     return {"init": load(config.pretrain.init_from)} if _init_kind(config) == "artifact" else {}
 
 
-def select(all_steps: list[Step], stages: list[str], replacements: Mapping[str, Record], upstream: bool) -> list[Step]:
-    """The steps of the named stages (of all stages if none is named); with ``upstream``, also all that they need.
-
-    If there are replacements, only steps that use one of them are selected. Raises ConfigError if no step does.
-    """
-    selected = [step for step in all_steps if not stages or step.stage in stages]
-    if replacements:
-        ids = {record.id for record in replacements.values()}
-        selected = [step for step in selected if any(_id(parent) in ids for parent in step.inputs.values())]
-        if not selected:
-            where, roles = ", ".join(stages) or "the pipeline", ", ".join(replacements)
-            raise ConfigError(f"--input: no step of {where} takes {', '.join(sorted(ids))} as {roles}")
-    if upstream:
-        needed: set[str] = set()
-        for step in selected:
-            _add_with_ancestors(step, needed)
-        selected = [step for step in all_steps if step.key in needed]
-    return selected
-
-
 def find_artifact(parent: Step | Record, store: Store) -> Record | None:
     """The artifact itself, or the one that has the fingerprint of the step; None if that is still to be made.
 
@@ -202,17 +182,6 @@ def missing_input(step: Step, role: str) -> str:
         f"{step.key} needs {parent.key}, which has not been made with this configuration: "
         f"run `bitlm run {parent.stage}` first, add --upstream, or name one with --input {role}=ID"
     )
-
-
-def _id(parent: Step | Record) -> str | None:
-    return parent.id if isinstance(parent, Record) else None
-
-
-def _add_with_ancestors(step: Step, keys: set[str]) -> None:
-    keys.add(step.key)
-    for parent in step.inputs.values():
-        if isinstance(parent, Step):
-            _add_with_ancestors(parent, keys)
 
 
 def _replace(all_steps: list[Step], replacements: Mapping[str, Record]) -> list[Step]:

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from bitlm.artifacts.record import Record
 from bitlm.artifacts.store import Store
 from bitlm.config import PipelineConfig
 from bitlm.errors import ArtifactError, ConfigError
-from bitlm.steps import ROLES, Step, find_artifact, init_records, missing_input, select, steps
+from bitlm.steps import ROLES, Step, find_artifact, init_records, missing_input, steps
 
 
 @dataclass(frozen=True)
@@ -43,3 +44,34 @@ def check(config: PipelineConfig, root: str, selection: Selection) -> list[Step]
             if not made_now and find_artifact(parent, store) is None:
                 raise ArtifactError(missing_input(step, role))
     return selected
+
+
+def select(all_steps: list[Step], stages: list[str], replacements: Mapping[str, Record], upstream: bool) -> list[Step]:
+    """The steps of the named stages (of all stages if none is named); with ``upstream``, also all that they need.
+
+    If there are replacements, only steps that use one of them are selected. Raises ConfigError if no step does.
+    """
+    selected = [step for step in all_steps if not stages or step.stage in stages]
+    if replacements:
+        ids = {record.id for record in replacements.values()}
+        selected = [step for step in selected if any(_id(parent) in ids for parent in step.inputs.values())]
+        if not selected:
+            where, roles = ", ".join(stages) or "the pipeline", ", ".join(replacements)
+            raise ConfigError(f"--input: no step of {where} takes {', '.join(sorted(ids))} as {roles}")
+    if upstream:
+        needed: set[str] = set()
+        for step in selected:
+            _add_with_ancestors(step, needed)
+        selected = [step for step in all_steps if step.key in needed]
+    return selected
+
+
+def _id(parent: Step | Record) -> str | None:
+    return parent.id if isinstance(parent, Record) else None
+
+
+def _add_with_ancestors(step: Step, keys: set[str]) -> None:
+    keys.add(step.key)
+    for parent in step.inputs.values():
+        if isinstance(parent, Step):
+            _add_with_ancestors(parent, keys)

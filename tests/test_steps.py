@@ -3,7 +3,7 @@ import pytest
 from bitlm.artifacts.record import Record
 from bitlm.config import configure
 from bitlm.errors import ConfigError, SourceError
-from bitlm.steps import ROLES, STAGES, Step, init_records, select, steps
+from bitlm.steps import ROLES, STAGES, Step, init_records, steps
 
 
 def _by_key(*assignments: str) -> dict[str, Step]:
@@ -85,17 +85,6 @@ def test_a_change_reaches_exactly_what_depends_on_it():
     assert _changed("tokenizer.vocab_size=999") == set(_by_key()) - {"corpus/tiny", "evaluate/tiny-lead"}
 
 
-def test_selection_by_stage_and_with_what_it_needs():
-    everything = steps(configure("tiny"))
-    assert [s.key for s in select(everything, ["tokens"], {}, upstream=False)] == ["tokens/tiny"]
-    assert [s.key for s in select(everything, ["tokens"], {}, upstream=True)] == [
-        "corpus/tiny",
-        "tokenizer/tiny",
-        "tokens/tiny",
-    ]
-    assert select(everything, [], {}, upstream=True) == everything
-
-
 def _checkpoint(folder):
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
@@ -137,8 +126,6 @@ def test_a_given_artifact_is_the_start_of_both_heads():
     for step in by_input:
         assert by_id[step.key].fingerprint == step.fingerprint
         assert (step.inputs.get("init") is record) == (step.stage == "pretrain")
-    chosen = select(by_input, ["pretrain"], {"init": record}, upstream=False)
-    assert {step.key for step in chosen} == {"pretrain/tiny-lm", "pretrain/tiny-diffusion"}
     with pytest.raises(ConfigError, match=r"init = finetune/x@v1: training starts from a pretrain artifact"):
         steps(config, {"init": record.model_copy(update={"id": "finetune/x@v1", "stage": "finetune"})})
 
@@ -153,14 +140,3 @@ def test_a_checkpoint_elsewhere_counts_by_its_content(tmp_path):
     assert changed["pretrain/tiny-lm"].fingerprint != first["pretrain/tiny-lm"].fingerprint
     with pytest.raises(SourceError, match=r"nowhere/config\.json is missing"):
         _by_key(f"pretrain.init_from={tmp_path}/nowhere")
-
-
-class _Record:
-    """As much of a record as choosing steps needs."""
-
-
-def test_a_given_input_that_no_step_takes_is_refused():
-    record = _Record()
-    record.id, record.stage, record.identity, record.fingerprint = "tokens/x@v1", "tokens", {}, "0"
-    with pytest.raises(ConfigError, match=r"no step of corpus takes tokens/x@v1 as tokens"):
-        select(steps(configure("tiny")), ["corpus"], {"tokens": record}, upstream=False)
