@@ -30,7 +30,7 @@ from bitlm.data.shards.tokenizer import INFO_FILE, TokenizerInfo
 from bitlm.diffusion.bound import nats_per_token
 from bitlm.model import BitLMConfig, BitLMForCausalLM
 from bitlm.model.config import Vocabulary
-from bitlm.model.initialize import take_backbone
+from bitlm.model.transfer import take_backbone
 from bitlm.train.loop import Setup, train
 from bitlm.train.validate import spread
 

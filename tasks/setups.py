@@ -17,8 +17,8 @@ from bitlm.data.shards.tokenizer import INFO_FILE, TOKENIZER_FILE, load_tokenize
 from bitlm.errors import ConfigError
 from bitlm.model import weights
 from bitlm.model.config import BitLMConfig, Vocabulary
-from bitlm.model.initialize import take_backbone
 from bitlm.model.model import BitLMForCausalLM
+from bitlm.model.transfer import take_backbone
 from bitlm.model.weights import CONFIG
 from bitlm.train.loop import Setup
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bitlm.diffusion.loss import to_codes
 from bitlm.diffusion.sampler import Denoised, GuidanceForm, RealCodes, Schedule, denoise_block, guide
-from bitlm.generation.protocol import BlockState
+from bitlm.generation.protocol import BlockTensors
 
 _GRAPHS: "WeakKeyDictionary[nn.Module, tuple[Hashable, dict[Hashable, GraphedBlock]]]" = WeakKeyDictionary()
 
@@ -32,7 +32,7 @@ class HeadDenoiser:
     head: nn.Module
     schedule: Schedule
     constants: Any
-    block: BlockState
+    block: BlockTensors
     guidance_scale: float
     guidance_form: GuidanceForm
     compiled: bool = False
@@ -64,7 +64,7 @@ def _compiled_head() -> Callable[..., Tensor]:
     """Made when first asked for: to load the compiler takes seconds, which every process would pay."""
 
     @torch.compile
-    def call(head: nn.Module, noisy: Tensor, t: Tensor, constants: Any, block: BlockState, time: Tensor) -> Tensor:
+    def call(head: nn.Module, noisy: Tensor, t: Tensor, constants: Any, block: BlockTensors, time: Tensor) -> Tensor:
         return head(noisy, t, constants, block, time)
 
     return call
@@ -87,7 +87,7 @@ class GraphedBlock:
         with torch.cuda.graph(self._graph, stream=stream):
             self._values = denoise_block(self._denoiser, self._noise, denoiser.schedule, real_codes).values
 
-    def __call__(self, block: BlockState, noise_nmB: Tensor) -> Tensor:
+    def __call__(self, block: BlockTensors, noise_nmB: Tensor) -> Tensor:
         """A_1 [n, m, B] → A_0 [n, m, B]."""
         self._noise.copy_(noise_nmB)
         buffers, tensors = self._denoiser.block.tensors(), block.tensors()

@@ -18,7 +18,7 @@ class GenerativeConfig(Protocol):
     max_position_embeddings: int
 
 
-class BlockState(Protocol):
+class BlockTensors(Protocol):
     """What the head computes of C once per block; its tensors have one row for each block."""
 
     def tensors(self) -> dict[str, Tensor]: ...

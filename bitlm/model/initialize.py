@@ -1,116 +1,47 @@
-"""Start from existing weights: the backbone of a finished model in a fresh model of either head.
+"""How an untrained model starts."""
 
-A source is a Qwen3 checkpoint in Transformers' format (a local folder or ``hub:OWNER/NAME[@revision]``) or one of our
-own pretrain artifacts. Embedding, layers and final norm are taken over and must fit exactly. The head stays fresh, but
-for the LM head's own output matrix, which belongs to the embedding as much as to the head. The start block is taken
-over where it has as many vectors; that of an LM head (one vector) is repeated for each slot of a block, where the
-rotary positions tell the copies apart; otherwise, as with Qwen3, which has none, it stays fresh.
+import math
 
-Only safetensors are read: a pickle could run code.
-"""
+from torch import nn
+from transformers import Qwen3Model
+from transformers import initialization as init
 
-import json
-from pathlib import Path
-from typing import Any
+from bitlm.model.codebook import last_vector
+from bitlm.model.head import DiffusionHead
 
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
-from transformers import Qwen3Config
-
-from bitlm.errors import ConfigError, SourceError
-from bitlm.model.config import BitLMConfig
-from bitlm.model.model import BitLMForCausalLM
-from bitlm.model.weights import CONFIG, weight_files
-
-# What changes a backbone's function without changing any shape.
-SETTINGS = ("rms_norm_eps", "rope_parameters", "hidden_act", "use_sliding_window")
-QWEN3_OUTPUT, OUR_OUTPUT = "lm_head.weight", "head.output.weight"
+RESIDUAL = ("o_proj", "down_proj")  # the maps that write into the residual stream
 
 
-@torch.no_grad()
-def take_backbone(model: BitLMForCausalLM, folder: str | Path, source: str) -> None:
-    """Copy the backbone in ``folder`` into ``model``, in the model's precision. ``source`` names it in messages.
-
-    Raises ConfigError naming the tensor, both shapes and the source where the two do not fit, and the setting where
-    the same shapes would compute something else. Nothing is copied then.
-    """
-    folder = Path(folder)
-    stored, theirs = _stored(folder, source), _config(folder, source)
-    _check_settings(model.config, theirs, source)
-    wanted = {name: p for name, p in model.named_parameters() if name.startswith("model.")}
-    for name in sorted(name for name in stored if name.startswith("model.") and name not in wanted):
-        raise ConfigError(f"init_from: tensor {name} of {source} has no place in this model: its backbone is smaller")
-    wanted |= _output(model, theirs, source)
-    for name, parameter in wanted.items():
-        if name not in stored:
-            raise ConfigError(f"init_from: {source} has no tensor {name}, which this model's backbone needs")
-        _check_shape(name, stored[name][1], tuple(parameter.shape), source)
-    for name, parameter in (wanted | _learned_vectors(model, stored)).items():
-        parameter.copy_(_read(stored[name][0], name))  # one vector is repeated for all slots
+def initialize_scaled(backbone: Qwen3Model) -> None:
+    """Embeddings with standard deviation 1/√D, so that the output logits of tied embeddings start with variance 1;
+    matrices with 1/√(3·inputs), PyTorch's own; those that write into the residual stream divided by √(2·layers), as in
+    GPT-2. Qwen3's 0.02 is meant for a thousand and more columns: a small model spends its first hundreds of steps on
+    leaving it."""
+    init.normal_(backbone.embed_tokens.weight, std=backbone.config.hidden_size**-0.5)
+    for layer in backbone.layers:
+        for name, module in layer.named_modules():
+            if isinstance(module, nn.Linear):
+                depth = 2 * len(backbone.layers) if name.endswith(RESIDUAL) else 1
+                init.normal_(module.weight, std=(3 * module.in_features * depth) ** -0.5)
 
 
-def _stored(folder: Path, source: str) -> dict[str, tuple[Path, tuple[int, ...]]]:
-    """Tensor name → (file, shape)."""
-    found = {}
-    for path in weight_files(folder):
-        try:
-            with safe_open(path, "pt") as file:
-                names = file.keys()
-                found |= {name: (path, tuple(file.get_slice(name).get_shape())) for name in names}
-        except (SafetensorError, OSError) as error:
-            raise SourceError(f"init_from: {path.name} of {source} cannot be read ({error})") from error
-    return found
-
-
-def _config(folder: Path, source: str) -> BitLMConfig | Qwen3Config:
-    model_type = json.loads((folder / CONFIG).read_text()).get("model_type")
-    for known in (Qwen3Config, BitLMConfig):
-        if model_type == known.model_type:
-            return known.from_pretrained(folder)
-    raise ConfigError(f"init_from: {source} is a {model_type} model; expected qwen3 or {BitLMConfig.model_type}")
-
-
-def _check_settings(config: BitLMConfig, theirs: BitLMConfig | Qwen3Config, source: str) -> None:
-    ours, theirs = config.backbone(), theirs.backbone() if isinstance(theirs, BitLMConfig) else theirs
-    for key in SETTINGS:
-        if getattr(ours, key) != getattr(theirs, key):
-            raise ConfigError(
-                f"init_from: {source} has {key} = {getattr(theirs, key)}, this model {getattr(ours, key)}: "
-                "its weights would compute something else"
-            )
-
-
-def _check_shape(name: str, stored: tuple[int, ...], needed: tuple[int, ...], source: str) -> None:
-    if stored != needed:
-        raise ConfigError(f"init_from: tensor {name} of {source} has shape {stored}, this model needs {needed}")
-
-
-def _output(model: BitLMForCausalLM, theirs: BitLMConfig | Qwen3Config, source: str) -> dict[str, Tensor]:
-    """The LM head's own output matrix, under its name in the source, where that is a model with one."""
-    theirs_is_lm = isinstance(theirs, Qwen3Config) or theirs.head == "lm"
-    if model.config.head != "lm" or not theirs_is_lm or theirs.tie_word_embeddings:
-        return {}
-    name = QWEN3_OUTPUT if isinstance(theirs, Qwen3Config) else OUR_OUTPUT
-    if model.head.output is None:
-        raise ConfigError(
-            f"init_from: tensor {name} of {source} has no place in this model, whose embedding serves as the output: "
-            "set model.tie_embeddings=false"
-        )
-    return {name: model.head.output.weight}
-
-
-def _learned_vectors(model: BitLMForCausalLM, stored: dict[str, Any]) -> dict[str, Tensor]:
-    """The start block and the slot embedding where they fit: as many vectors, or one start vector for every slot."""
-    found = {}
-    for name, parameter in model.named_parameters():
-        if name in ("start_block", "slot_embedding") and name in stored:
-            vectors = stored[name][1][0]
-            if vectors == len(parameter) or (vectors == 1 and name == "start_block"):
-                found[name] = parameter
-    return found
-
-
-def _read(path: Path, name: str) -> Tensor:
-    with safe_open(path, "pt") as file:
-        return file.get_tensor(name)
+def initialize_head(head: DiffusionHead, std: float) -> None:
+    """As BitDance: Xavier-uniform matrices, zero modulation and output. What the direct context path and the codebook
+    read from C starts at zero, except for the codebook's query: the last vector before the block, which knows most."""
+    network, readout = head.network, head.readout
+    codebook = readout.codebook
+    parts = (network, readout.output, head.context_log_odds, codebook)
+    for linear in (module for part in parts if part is not None for module in part.modules()):
+        if isinstance(linear, nn.Linear):
+            init.xavier_uniform_(linear.weight)
+    for linear in (*network.modulations, network.final_modulation, readout.output):
+        init.zeros_(linear.weight)
+    if head.context_log_odds is not None:
+        init.zeros_(head.context_log_odds.weight)
+    if codebook is not None:
+        init.copy_(codebook.query.weight, last_vector(*head.null_context.shape))
+        init.constant_(codebook.log_unigram, -math.log(codebook.vocab_size))
+        if codebook.coupling is not None:
+            init.zeros_(codebook.coupling.weight)
+    for vectors in (head.null_context, network.slot_embedding, network.time[0].weight, network.time[2].weight):
+        init.normal_(vectors, std=std)

@@ -21,8 +21,8 @@ from bitlm.generation.mixin import GenerationMixin
 from bitlm.model.backbone import attention_mask as build_mask
 from bitlm.model.backbone import positions
 from bitlm.model.config import BitLMConfig
-from bitlm.model.fresh import initialize_head, initialize_scaled
 from bitlm.model.head import DiffusionHead, LanguageModelHead
+from bitlm.model.initialize import initialize_head, initialize_scaled
 from bitlm.model.state import HeadConstants
 
 DEFAULT_DIFFUSION = DiffusionConfig()

@@ -11,7 +11,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from bitlm.errors import ConfigError, SourceError
 from bitlm.model import BitLMForCausalLM
-from bitlm.model.initialize import take_backbone
+from bitlm.model.transfer import take_backbone
 
 Build = Callable[..., BitLMForCausalLM]
 # The shapes of ``conftest.SMALL``.
