@@ -15,9 +15,13 @@ Documents = Sequence[Sequence[int]]  # the ids of each
 
 
 def make_tokens(
-    store: Store, train: Sequence[Documents], validation: Sequence[Documents] = (), num_bits: int = 12,
-    name: str = "tiny", inputs: dict[str, Record] | None = None,
-) -> Record:  # fmt: skip
+    store: Store,
+    train: Sequence[Documents],
+    validation: Sequence[Documents] = (),
+    num_bits: int = 12,
+    name: str = "tiny",
+    inputs: dict[str, Record] | None = None,
+) -> Record:
     """One shard for each list of documents; document i of a shard has the id "SPLIT-SHARD-i" and is row i."""
     of = draft("tokens", name, identity={"documents": [train, validation]}, inputs=inputs)
     work = store.begin(of.stage, of.name, of.fingerprint)

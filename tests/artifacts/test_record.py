@@ -145,9 +145,20 @@ def test_a_record_tells_what_made_it(local: Store) -> None:
 
 def test_no_secret_is_recorded(local: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     argv = [
-        "bitlm", "--set", "x.api_key=S3CR", "--token", "S3CR", "AWS_SECRET_ACCESS_KEY=S3CR", "s3://u:S3CR@h/b?sig=S3CR",
-        "--password=S3CR", "--set", "tokens.unit_bytes=4", "--input", "tokens=tokens/tiny@v1", "corpus.source=https://u:S3CR@h/p",
-    ]  # fmt: skip
+        "bitlm",
+        "--set",
+        "x.api_key=S3CR",
+        "--token",
+        "S3CR",
+        "AWS_SECRET_ACCESS_KEY=S3CR",
+        "s3://u:S3CR@h/b?sig=S3CR",
+        "--password=S3CR",
+        "--set",
+        "tokens.unit_bytes=4",
+        "--input",
+        "tokens=tokens/tiny@v1",
+        "corpus.source=https://u:S3CR@h/p",
+    ]
     shown = redacted_argv(argv)
     assert "S3CR" not in " ".join(shown)
     for kept in ("bitlm", "tokens.unit_bytes=4", "tokens=tokens/tiny@v1", "corpus.source=https://h/p"):
