@@ -7,12 +7,10 @@ batches that are missing.
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 import ray
-import torch
 from ray.data import ActorPoolStrategy, DataContext
 
 from bitlm import errors, storage
@@ -22,12 +20,13 @@ from bitlm.config import EvaluateConfig
 from bitlm.data.shards.tokenizer import TextTokenizer, load_tokenizer
 from bitlm.data.summaries.examples import Example, read_examples
 from bitlm.data.summaries.prompts import encode_prompts
-from bitlm.errors import ArtifactError, BitLMError, SourceError
+from bitlm.errors import ArtifactError, SourceError
 from bitlm.evaluate import rouge
 from bitlm.evaluate.lead import lead
 from bitlm.evaluate.measures import MEASURES
-from bitlm.evaluate.predictions import SCHEMA, Prediction, Predictor, batches, read_parts, to_parquet, write_part
+from bitlm.evaluate.predictions import SCHEMA, Prediction, batches, read_parts, to_parquet
 from bitlm.steps import Step
+from tasks.prediction_worker import PredictionWorker
 from tasks.run import Run, stage_task
 
 
@@ -95,37 +94,6 @@ def _item(rows: list[int], prompts: Sequence[list[int]], examples: Sequence[Exam
     }
 
 
-class _Worker:
-    """An actor of Ray Data: holds the model, writes a file for each batch and returns the number of its rows."""
-
-    def __init__(self, root: str, model_id: str, parts: str, max_new_tokens: int, settings: EvaluateConfig) -> None:
-        self._root, self._model_id, self._parts = root, model_id, parts
-        self._max_new_tokens, self._settings = max_new_tokens, settings
-
-    @cached_property
-    def _predictor(self) -> Predictor:
-        """Loaded with the first batch, because Ray reduces an exception in an actor's constructor to its text."""
-        torch.set_num_threads(self._settings.execution.cpus_per_actor)
-        return Predictor(self._root, self._model_id, "cuda" if self._settings.execution.use_gpu else "cpu")
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        """A BitLMError is returned as a row, because Ray would reduce an exception to its text."""
-        items = block.to_pylist()
-        try:
-            for item in items:
-                self._write(item)
-        except BitLMError as error:
-            name = next(base.__name__ for base in type(error).__mro__ if base.__module__ == errors.__name__)
-            return pa.table({"count": [0], "error_type": [name], "error": [str(error)]})
-        return pa.table({"count": [sum(len(item["rows"]) for item in items)], "error_type": [""], "error": [""]})
-
-    def _write(self, item: dict[str, Any]) -> None:
-        texts, output = self._predictor.texts(item["rows"], item["prompts"], self._max_new_tokens, self._settings)
-        lengths = [len(prompt) for prompt in item["prompts"]]
-        columns = item["rows"], item["ids"], lengths, texts, item["references"], output.calls, output.saved
-        write_part(self._parts, [dict(zip(SCHEMA.names, line, strict=True)) for line in zip(*columns, strict=True)])
-
-
 def _counts(run: Run, parts: str, model: Record, items: list[dict[str, Any]]) -> Iterator[int]:
     """Predict all items with a pool of actors. Yields the number of rows of each batch when it is finished.
 
@@ -134,7 +102,7 @@ def _counts(run: Run, parts: str, model: Record, items: list[dict[str, Any]]) ->
     settings = run.config.evaluate
     _quiet()
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        _Worker,
+        PredictionWorker,
         batch_size=None,
         batch_format="pyarrow",
         fn_constructor_args=(run.store.root, model.id, parts, run.config.prompt.max_summary_tokens, settings),

@@ -65,12 +65,12 @@ STEPS = [
     "report/tiny",
 ]
 
-# One step of each stage. Without them a finished root is made whole again by making just these.
+# One step of each kind. Without them a finished root is made whole again by making just these. Pretraining is of the
+# same kind as fine-tuning: the same loop, in the same workers, from other batches.
 ONE_OF_EACH = [
     "corpus/tiny",
     "tokenizer/tiny",
     "tokens/tiny",
-    "pretrain/tiny-lm",
     "finetune/tiny-diffusion",
     "evaluate/tiny-diffusion-finetuned",
     "report/tiny",

@@ -288,7 +288,7 @@ def test_what_is_interrupted_goes_on_and_a_killed_worker_is_replaced(made: Made)
 
     def kill() -> None:
         for process in psutil.Process().children(recursive=True):
-            if "_Worker" in " ".join(process.cmdline()):
+            if "PredictionWorker" in " ".join(process.cmdline()):
                 process.kill()
                 killed.append(process.pid)
 
