@@ -31,7 +31,7 @@ from bitlm.diffusion.bound import nats_per_token
 from bitlm.model import BitLMConfig, BitLMForCausalLM
 from bitlm.model.config import Vocabulary
 from bitlm.model.transfer import take_backbone
-from bitlm.train.loop import Setup, train
+from bitlm.train.loop import Folders, Setup, train
 from bitlm.train.validate import spread
 
 LENGTH = 256
@@ -237,7 +237,8 @@ def setup(
             made.set_unigram(batches.counts(info.vocab_size))
         return made
 
-    return Setup(config.pretrain, described, model, batches, str(folder / "checkpoints"), str(folder / "out"), {})
+    folders = Folders(str(folder / "checkpoints"), str(folder / "out"))
+    return Setup(config.pretrain, described, model, batches, folders, {})
 
 
 def _steps(row: Row, given: list[str], args: argparse.Namespace, tokens: Path, folder: Path) -> int:

@@ -1,5 +1,6 @@
 """The finetune stage: a pretrained model learns to summarize."""
 
+from functools import partial
 from typing import Any
 
 from bitlm.artifacts.record import Record
@@ -10,21 +11,18 @@ from bitlm.data.summaries.examples import read_examples
 from bitlm.errors import ConfigError
 from bitlm.steps import Step
 from tasks.run import Run, stage_task
-from tasks.setups import finetune_setup
+from tasks.setups import FinetuneInputs, finetune_setup
 from tasks.training import check_tokenizer, fit
 
 
 def build(step: Step, run: Run, work: Work) -> dict[str, Any]:
-    """Raises ConfigError where the examples are too few for one batch or for a validation."""
+    """Raises ConfigError if the examples are too few for one batch or for a validation."""
     pretrained, corpus, tokenizer = (run.input(step, role) for role in ("pretrain", "corpus", "tokenizer"))
     check_tokenizer(pretrained, tokenizer)
     config = run.config.finetune
     _check_enough(run.store, corpus, config)
-    arguments = {
-        "root": run.store.root, "pretrained": pretrained, "corpus": corpus, "tokenizer": tokenizer,
-        "prompt": run.config.prompt, "config": config,
-    }  # fmt: skip
-    return fit(finetune_setup, arguments, config, step, run, work)
+    inputs = FinetuneInputs(run.store.root, pretrained, corpus, tokenizer, run.config.prompt, config)
+    return fit(partial(finetune_setup, inputs), config, step, run, work)
 
 
 def _check_enough(store: Store, corpus: Record, config: FinetuneConfig) -> None:

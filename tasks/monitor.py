@@ -1,5 +1,7 @@
-"""What a driver hears of its training. Apart from the training itself, because the processes that hold this need no
-torch, and would otherwise load it at every start."""
+"""What a driver learns about its training while it runs.
+
+A module of its own, because the processes that hold it need no torch and would otherwise load it at every start.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,45 +14,48 @@ from bitlm.errors import BitLMError
 
 
 @dataclass
-class Told:
-    """What the monitor has heard: rank 0's starts, its newest figures, the first fault, and the workers' controller."""
+class TrainingStatus:
+    """How often rank 0 has started, its newest line of training metrics and newest validation figure, the first
+    error, and the controller of the workers."""
 
     starts: int = 0
-    figures: dict[str, Any] | None = None
+    metrics: dict[str, Any] | None = None
     validation: float | None = None
-    fault: BitLMError | None = None
+    error: BitLMError | None = None
     controller: ActorHandle | None = None
 
 
 @ray.remote(num_cpus=0)
 class Monitor:
-    """Where workers and controller tell of themselves, for the driver to ask."""
+    """Holds the status: workers and controller report to it, the driver asks for it."""
 
     def __init__(self) -> None:
-        self._told = Told()
+        self._status = TrainingStatus()
 
-    def controlled_by(self, controller: ActorHandle) -> None:
-        self._told.controller = controller
+    def set_controller(self, controller: ActorHandle) -> None:
+        self._status.controller = controller
 
-    def started(self) -> None:
-        self._told.starts += 1
+    def count_start(self) -> None:
+        self._status.starts += 1
 
-    def figures(self, line: dict[str, Any]) -> None:
-        self._told.validation = line.get("validation_nats_per_token", self._told.validation)
-        self._told.figures = line if "loss" in line else self._told.figures
+    def report(self, line: dict[str, Any]) -> None:
+        """A line of metrics, of a training step or of a validation."""
+        self._status.validation = line.get("validation_nats_per_token", self._status.validation)
+        if "loss" in line:
+            self._status.metrics = line
 
-    def failed(self, fault: BitLMError) -> None:
-        self._told.fault = self._told.fault or fault
+    def report_error(self, error: BitLMError) -> None:
+        self._status.error = self._status.error or error
 
-    def told(self) -> Told:
-        return self._told
+    def status(self) -> TrainingStatus:
+        return self._status
 
 
-class Introduce(ControllerCallback):
-    """Runs in the controller, whose handle Ray Train keeps to itself."""
+class ControllerRegistration(ControllerCallback):
+    """Runs in the controller, and tells the monitor its handle, which Ray Train does not expose."""
 
     def __init__(self, monitor: ActorHandle) -> None:
         self._monitor = monitor
 
     def after_controller_start(self, train_run_context: Any) -> None:
-        self._monitor.controlled_by.remote(ray.get_runtime_context().current_actor)
+        self._monitor.set_controller.remote(ray.get_runtime_context().current_actor)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partial
 from typing import Any
 
 from bitlm.artifacts.record import Record
@@ -13,34 +14,39 @@ from bitlm.errors import ConfigError
 from bitlm.model import weights
 from bitlm.steps import Step
 from tasks.run import Run, stage_task
-from tasks.setups import Start, pretrain_setup
+from tasks.setups import PretrainInputs, StartWeights, pretrain_setup
 from tasks.training import check_tokenizer, fit
 
 
 def build(step: Step, run: Run, work: Work) -> dict[str, Any]:
-    """Raises ConfigError where the tokens are too few for one batch or for a validation."""
+    """Raises ConfigError if the tokens are too few for one batch or for a validation."""
     tokens, tokenizer = run.input(step, "tokens"), run.input(step, "tokenizer")
     check_tokenizer(tokens, tokenizer)
     config = run.config.pretrain
     _check_enough(run.store, tokens, config)
-    arguments = {
-        "root": run.store.root, "tokens": tokens, "tokenizer": tokenizer, "head": step.identity["head"],
-        "model": run.config.model, "config": config, "start": _start(step, run, tokenizer),
-    }  # fmt: skip
-    return fit(pretrain_setup, arguments, config, step, run, work)
+    inputs = PretrainInputs(
+        run.store.root,
+        tokens,
+        tokenizer,
+        head=step.identity["head"],
+        model=run.config.model,
+        config=config,
+        start=_start(step, run, tokenizer),
+    )
+    return fit(partial(pretrain_setup, inputs), config, step, run, work)
 
 
-def _start(step: Step, run: Run, tokenizer: Record) -> Start | None:
+def _start(step: Step, run: Run, tokenizer: Record) -> StartWeights | None:
     if "init" in step.inputs:
-        made = run.input(step, "init")
-        check_tokenizer(made, tokenizer)
-        return Start(made.id, made, None)
+        pretrained = run.input(step, "init")
+        check_tokenizer(pretrained, tokenizer)
+        return StartWeights(pretrained.id, pretrained, None)
     if "init" not in step.identity:
         return None
-    named = run.config.pretrain.init_from
-    # Workers have another working directory.
-    source = os.path.abspath(named) if weights.kind(named) == "folder" else named
-    return Start(source, None, step.identity["init"])
+    source = run.config.pretrain.init_from
+    if weights.kind(source) == "folder":
+        source = os.path.abspath(source)  # workers have another working directory
+    return StartWeights(source, None, step.identity["init"])
 
 
 def _check_enough(store: Store, tokens: Record, config: PretrainConfig) -> None:

@@ -14,18 +14,19 @@ from bitlm.config import FinetuneConfig, Head, ModelConfig, PretrainConfig, Prom
 from bitlm.data.reading.batches import open_finetune, open_pretrain
 from bitlm.data.reading.unigram import unigram_counts
 from bitlm.data.shards.tokenizer import INFO_FILE, TOKENIZER_FILE, load_tokenizer
+from bitlm.data.summaries.prompts import SummaryFormat
 from bitlm.errors import ConfigError
 from bitlm.model import weights
 from bitlm.model.config import BitLMConfig, Vocabulary
 from bitlm.model.model import BitLMForCausalLM
 from bitlm.model.transfer import take_backbone
-from bitlm.model.weights import CONFIG
-from bitlm.train.loop import Setup
+from bitlm.train.loop import Folders, Setup
 
 
 @dataclass(frozen=True)
-class Start:
-    """Weights to start from: a pretrain artifact, or a checkpoint elsewhere with the state that was told of it."""
+class StartWeights:
+    """Weights to start from: a pretrain artifact, or else a checkpoint elsewhere, which must be in the ``state`` that
+    the fingerprint was computed from. ``source`` names them in messages."""
 
     source: str
     record: Record | None
@@ -41,54 +42,74 @@ class Start:
                 yield Path(folder)
 
 
-def pretrain_setup(
-    root: str, tokens: Record, tokenizer: Record, head: Head, model: ModelConfig, config: PretrainConfig,
-    start: Start | None, checkpoints: str, out: str,
-) -> Setup:  # fmt: skip
-    """A model of one head, untrained or with the backbone of ``start``, and token shards."""
-    store = Store(root)
-    info = load_tokenizer(store, tokenizer).info
+@dataclass(frozen=True)
+class PretrainInputs:
+    """A pretraining: artifacts below ``root``, configuration, and the weights to start from (None: untrained)."""
+
+    root: str
+    tokens: Record
+    tokenizer: Record
+    head: Head
+    model: ModelConfig
+    config: PretrainConfig
+    start: StartWeights | None
+
+
+@dataclass(frozen=True)
+class FinetuneInputs:
+    """A fine-tuning: artifacts below ``root``, and configuration."""
+
+    root: str
+    pretrained: Record
+    corpus: Record
+    tokenizer: Record
+    prompt: PromptConfig
+    config: FinetuneConfig
+
+
+def pretrain_setup(inputs: PretrainInputs, folders: Folders) -> Setup:
+    """A model of one head, untrained or with the backbone of ``inputs.start``, and token shards."""
+    store, config = Store(inputs.root), inputs.config
+    info = load_tokenizer(store, inputs.tokenizer).info
     vocabulary = Vocabulary(info.vocab_size, info.num_bits, info.end_id, info.pad_id)
-    described = BitLMConfig.from_sections(model, head, vocabulary)
+    architecture = BitLMConfig.from_sections(inputs.model, inputs.head, vocabulary)
+    batches = open_pretrain(store, inputs.tokens, config)
 
-    batches = open_pretrain(store, tokens, config)
-
-    def untrained() -> BitLMForCausalLM:
+    def initial_model() -> BitLMForCausalLM:
         torch.manual_seed(config.seed)
-        made = BitLMForCausalLM(described)
-        if start is not None:
-            with start.folder(store) as folder:
-                take_backbone(made, folder, start.source)
-        if described.has_codebook:
-            made.set_unigram(unigram_counts(batches.training_shards(), described.vocab_size))
-        return made
+        model = BitLMForCausalLM(architecture)
+        if inputs.start is not None:
+            with inputs.start.folder(store) as folder:
+                take_backbone(model, folder, inputs.start.source)
+        if architecture.has_codebook:
+            model.set_unigram(unigram_counts(batches.training_shards(), architecture.vocab_size))
+        return model
 
-    return Setup(config, described, untrained, batches, checkpoints, out, _beside(store, tokenizer))
+    return Setup(config, architecture, initial_model, batches, folders, _tokenizer_files(store, inputs.tokenizer))
 
 
-def finetune_setup(
-    root: str, pretrained: Record, corpus: Record, tokenizer: Record, prompt: PromptConfig, config: FinetuneConfig,
-    checkpoints: str, out: str,
-) -> Setup:  # fmt: skip
-    """A pretrained model and summaries. Raises ConfigError where its blocks and the prompt's lengths do not fit."""
-    store = Store(root)
-    with store.local_file(pretrained, f"model/{CONFIG}") as file:
-        described = BitLMConfig.from_json_file(file)
-    m = described.block_size
+def finetune_setup(inputs: FinetuneInputs, folders: Folders) -> Setup:
+    """A pretrained model and summaries. Raises ConfigError if its blocks and the prompt's lengths do not fit."""
+    store, prompt = Store(inputs.root), inputs.prompt
+    with store.local_file(inputs.pretrained, f"model/{weights.CONFIG}") as file:
+        architecture = BitLMConfig.from_json_file(file)
+    m = architecture.block_size
     if prompt.max_summary_tokens % m:
         raise ConfigError(
             f"prompt.max_summary_tokens = {prompt.max_summary_tokens} is not a whole number of the blocks of {m} "
-            f"tokens that {pretrained.id} writes"
+            f"tokens that {inputs.pretrained.id} writes"
         )
 
-    def trained() -> BitLMForCausalLM:
-        with store.local_folder(pretrained, "model") as folder:
+    def initial_model() -> BitLMForCausalLM:
+        with store.local_folder(inputs.pretrained, "model") as folder:
             return BitLMForCausalLM.load(folder)
 
-    batches = open_finetune(store, corpus, tokenizer, prompt, m, config.seed)
-    return Setup(config, described, trained, batches, checkpoints, out, _beside(store, tokenizer))
+    summary_format = SummaryFormat(load_tokenizer(store, inputs.tokenizer), prompt, m)
+    batches = open_finetune(store, inputs.corpus, summary_format, inputs.config.seed)
+    files = _tokenizer_files(store, inputs.tokenizer)
+    return Setup(inputs.config, architecture, initial_model, batches, folders, files)
 
 
-def _beside(store: Store, tokenizer: Record) -> dict[str, bytes]:
-    """The tokenizer's files, which a model's folder holds too."""
+def _tokenizer_files(store: Store, tokenizer: Record) -> dict[str, bytes]:
+    """File name → content: a model's folder holds its tokenizer too."""
     return {name: store.read_bytes(tokenizer, name) for name in (TOKENIZER_FILE, INFO_FILE)}

@@ -1,10 +1,11 @@
 """Training on Ray Train, for both stages that train: a group of workers that restarts from the newest checkpoint,
-progress and faults that reach the driver at once, and a driver that can be interrupted."""
+progress and errors that reach the driver at once, and a driver that can be interrupted."""
 
 import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.fs
@@ -20,8 +21,8 @@ from bitlm.artifacts.work import Work
 from bitlm.config import TrainConfig, TrainExecution
 from bitlm.errors import ArtifactError, BitLMError, ConfigError
 from bitlm.steps import Step
-from bitlm.train.loop import Setup, train
-from tasks.monitor import Introduce, Monitor, Told
+from bitlm.train.loop import Folders, Setup, train
+from tasks.monitor import ControllerRegistration, Monitor, TrainingStatus
 
 if TYPE_CHECKING:  # workers, which load this module, need no Prefect
     from tasks.run import Run
@@ -30,13 +31,21 @@ POLL_SECONDS = 0.5
 STOP_SECONDS = 6.0  # for the controller to end its workers and free their resources, before it is ended itself
 
 
-def fit(
-    prepare: Callable[..., Setup], arguments: dict[str, Any], config: TrainConfig, step: Step, run: "Run", work: Work
-) -> dict[str, Any]:
-    """Train what ``prepare(**arguments, checkpoints=…, out=…)`` says, made anew in each worker. Returns the figures.
+@dataclass(frozen=True)
+class Job:
+    """What each worker is sent."""
 
-    ``prepare`` is a function of a module and ``arguments`` are plain data. A lost worker restarts the group, at most
-    ``max_failures`` times. A BitLMError in a worker ends the training at once and is raised as it is.
+    prepare: Callable[[Folders], Setup]
+    folders: Folders
+    execution: TrainExecution
+    monitor: ActorHandle
+
+
+def fit(prepare: Callable[[Folders], Setup], config: TrainConfig, step: Step, run: "Run", work: Work) -> dict[str, Any]:
+    """Train what ``prepare``, called in each worker, returns. Returns the figures of ``bitlm.train.loop.train``.
+
+    ``prepare`` is sent to the workers: a function of a module with plain data as its arguments. A lost worker restarts
+    the group, at most ``max_failures`` times. A BitLMError in a worker ends the training and is raised as it is.
     """
     run.ray()
     execution = config.execution
@@ -44,34 +53,35 @@ def fit(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     monitor = Monitor.remote()
-    folders = {"checkpoints": storage.join(work.scratch, "checkpoints"), "out": work.out}
-    job = {"prepare": prepare, "arguments": arguments | folders, "monitor": monitor, "execution": execution}
-    outcome = _in_thread(_trainer(job, step, work, execution).fit)
+    job = Job(prepare, Folders(storage.join(work.scratch, "checkpoints"), work.out), execution, monitor)
+    outcome = _in_thread(_trainer(job, step, work).fit)
     try:
         while not wait([outcome], timeout=POLL_SECONDS).done:
-            told = _ask(monitor)
-            run.progress.update(*_progress(told, config))
-        told = _ask(monitor)
-        return {**outcome.result().return_value, "restarts": told.starts - 1}
+            run.progress.update(*_progress(_status(monitor), config))
+        status = _status(monitor)
+        return {**outcome.result().return_value, "restarts": status.starts - 1}
     finally:
         if not outcome.done():
-            _stop(ray.get(monitor.told.remote()).controller)
+            _stop(ray.get(monitor.status.remote()).controller)
         ray.kill(monitor)
 
 
-def check_tokenizer(made: Record, tokenizer: Record) -> None:
-    """Raises ArtifactError where an artifact was made with another tokenizer than the one given."""
-    entry = made.inputs["tokenizer"]
+def check_tokenizer(artifact: Record, tokenizer: Record) -> None:
+    """Raises ArtifactError if ``artifact`` was made with another tokenizer."""
+    entry = artifact.inputs["tokenizer"]
     if entry.fingerprint != tokenizer.fingerprint:
-        raise ArtifactError(f"{made.id} was made with {entry.id}, not with {tokenizer.id}: give both from one pipeline")
+        raise ArtifactError(
+            f"{artifact.id} was made with {entry.id}, not with {tokenizer.id}: give both from one pipeline"
+        )
 
 
-def _trainer(job: dict[str, Any], step: Step, work: Work, execution: TrainExecution) -> TorchTrainer:
+def _trainer(job: Job, step: Step, work: Work) -> TorchTrainer:
+    execution = job.execution
     url = storage.join(work.scratch, "ray")
     filesystem, path = storage.filesystem(url)
     remote = None if storage.is_local(url) else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem))
     return TorchTrainer(
-        _work,
+        _train_worker,
         train_loop_config={"job": ray.put(job)},  # by reference: the controller would load what the job needs
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if execution.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
@@ -82,32 +92,31 @@ def _trainer(job: dict[str, Any], step: Step, work: Work, execution: TrainExecut
             storage_path=path,
             storage_filesystem=remote,
             failure_config=FailureConfig(max_failures=execution.max_failures),
-            callbacks=[Introduce(job["monitor"])],
+            callbacks=[ControllerRegistration(job.monitor)],
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
 
 
-def _work(given: dict[str, Any]) -> dict[str, Any]:
+def _train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
     """Runs in every worker."""
-    job = ray.get(given["job"])
+    job: Job = ray.get(loop_config["job"])
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    monitor, execution = job["monitor"], job["execution"]
-    torch.set_num_threads(execution.cpus_per_worker)
-    if execution.use_gpu:
+    torch.set_num_threads(job.execution.cpus_per_worker)
+    if job.execution.use_gpu:
         torch.cuda.set_device(get_device())
     if get_context().get_world_rank() == 0:
-        monitor.started.remote()
+        job.monitor.count_start.remote()
     try:
-        return train(job["prepare"](**job["arguments"]), report=lambda line: monitor.figures.remote(line))
-    except BitLMError as fault:
-        monitor.failed.remote(fault)
-        threading.Event().wait()  # until the driver ends the workers: to raise would make Ray Train start them again
+        return train(job.prepare(job.folders), report=job.monitor.report.remote)
+    except BitLMError as error:
+        job.monitor.report_error.remote(error)
+        threading.Event().wait()  # until the driver ends the workers: if this raised, Ray Train would restart them
         raise
 
 
 def _in_thread(function: Callable[[], Any]) -> Future:
-    """Ray Train would take the interrupt signal from the main thread for good; in another one it leaves it alone."""
+    """Run in a thread: Ray Train replaces the handler of the interrupt signal when it runs in the main thread."""
     outcome: Future = Future()
 
     def call() -> None:
@@ -120,11 +129,12 @@ def _in_thread(function: Callable[[], Any]) -> Future:
     return outcome
 
 
-def _ask(monitor: ActorHandle) -> Told:
-    told = ray.get(monitor.told.remote())
-    if told.fault is not None:
-        raise told.fault
-    return told
+def _status(monitor: ActorHandle) -> TrainingStatus:
+    """Raises the error that a worker reported."""
+    status: TrainingStatus = ray.get(monitor.status.remote())
+    if status.error is not None:
+        raise status.error
+    return status
 
 
 def _stop(controller: ActorHandle | None) -> None:
@@ -139,27 +149,29 @@ def _resources(execution: TrainExecution) -> dict[str, float]:
 
 
 def _check_resources(stage: str, execution: TrainExecution) -> None:
-    """On a session of this machine's own, nothing will ever be added: refuse at once what a cluster may wait for."""
+    """Raises ConfigError if the local Ray session is too small, to which nothing will ever be added. A cluster may
+    grow, so there the training waits."""
     if os.environ.get("RAY_ADDRESS"):
         return
-    there = ray.cluster_resources()
+    available = ray.cluster_resources()
     for kind, each in _resources(execution).items():
-        if each * execution.num_workers > there.get(kind, 0):
+        if each * execution.num_workers > available.get(kind, 0):
             remedy = "cpus_per_worker" if kind == "CPU" else "set use_gpu=false"
             raise ConfigError(
                 f"{stage}.execution asks for {execution.num_workers} workers with {each} {kind} each, this machine has "
-                f"{there.get(kind, 0):g}: lower num_workers or {remedy}"
+                f"{available.get(kind, 0):g}: lower num_workers or {remedy}"
             )
 
 
-def _progress(told: Told, config: TrainConfig) -> tuple[float, str]:
-    line = told.figures
+def _progress(status: TrainingStatus, config: TrainConfig) -> tuple[float, str]:
+    """Fraction of the steps that are done, and a line of text."""
+    line = status.metrics
     if line is None:
         return 0.0, f"starting {config.execution.num_workers} worker(s)"
     text = (
         f"step {line['step']}/{config.steps} loss {line['loss']:.3f} lr {line['learning_rate']:.1e} "
         f"{line['tokens_per_second']:,.0f} tok/s"
     )
-    text += f" val {told.validation:.2f}" if told.validation is not None else ""
-    text += f" (restarted {told.starts - 1}×)" if told.starts > 1 else ""
+    text += f" val {status.validation:.2f}" if status.validation is not None else ""
+    text += f" (restarted {status.starts - 1}×)" if status.starts > 1 else ""
     return line["step"] / config.steps, text

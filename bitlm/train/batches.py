@@ -1,4 +1,4 @@
-"""What training asks of its data: pure functions of a position, the same for every rank and every number of ranks.
+"""The interface between training and its data: pure functions of a position, the same for any number of ranks.
 
 Batches for training are made in a thread of their own (``bitlm.data.reading.prefetch``), so ``train`` and
 ``validation`` may be at work at the same time.
@@ -12,7 +12,7 @@ from bitlm.batch import Batch
 
 class Batches(Protocol):
     validation_count: int  # sequences in the validation split
-    bytes_per_token: float | None  # UTF-8 bytes of the validation text per token; None where only a part carries loss
+    bytes_per_token: float | None  # UTF-8 bytes of the validation text per token; None if only a part carries loss
 
     def train(self, positions: range) -> Batch:
         """The rows at these positions of the endless training order (position p is in epoch p // rows)."""
@@ -23,5 +23,5 @@ class Batches(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of files; called when the training ends, however it does."""
+        """Release files; called when the training ends, also by an exception."""
         ...

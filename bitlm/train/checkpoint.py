@@ -1,8 +1,8 @@
-"""Checkpoints of training: sharded tensors, the metrics so far, and ``checkpoint.json``, which is written last and
-makes them one. The newest complete one is found by looking; nothing older goes before it is complete.
+"""Checkpoints of a training: sharded tensors, the metrics so far, and a record, ``checkpoint.json``.
 
-The record holds the digest of every other file. All files are verified before any is read, and none can run code when
-it is read. Digests guard against damage; against a writer who means harm only the root's access rights do.
+The record is written last: a folder without one is not complete, and older checkpoints are removed only after it.
+It holds the digest of every other file, and all files are verified before any of them is read. Digests detect damage;
+against tampering only the access rights of the root help. Nothing that is read here can run code.
 """
 
 import hashlib
@@ -101,7 +101,7 @@ def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, to
 
 @contextmanager
 def _staging(url: str) -> Iterator[str]:
-    """Where this rank's files are written first: the folder itself where it is local, else a temporary one."""
+    """The folder that this rank writes to: the checkpoint's own if it is local, else a temporary one."""
     if storage.is_local(url):
         os.makedirs(storage.local_path(url), exist_ok=True)
         yield storage.local_path(url)
@@ -177,7 +177,7 @@ def _remedy(url: str) -> str:
 
 
 def _prune(root: str, keep: int) -> None:
-    """Remove older checkpoints and what interrupted saves left; a record goes before the files that it names."""
+    """Remove older checkpoints and what interrupted saves left, each record before the files that it names."""
     files = storage.list_files(root)
     complete = sorted(name.split("/")[0] for name in files if name.endswith(f"/{RECORD}"))
     kept = set(complete[-keep:])

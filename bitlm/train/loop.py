@@ -21,8 +21,9 @@ from bitlm.model.model import BitLMForCausalLM
 from bitlm.train import checkpoint, ranks
 from bitlm.train.batches import Batches
 from bitlm.train.checkpoint import State
-from bitlm.train.optimizer import learning_rate, make_optimizer, set_learning_rate
+from bitlm.train.optimizer import make_optimizer, set_learning_rate
 from bitlm.train.placement import set_weights, sharded_model, skeleton, whole_weights
+from bitlm.train.schedule import learning_rate
 from bitlm.train.step import train_step
 from bitlm.train.validate import validate
 
@@ -32,25 +33,31 @@ Report = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
+class Folders:
+    """URLs: where the checkpoints of a training lie, and where its result is written."""
+
+    checkpoints: str
+    out: str
+
+
+@dataclass(frozen=True)
 class Setup:
     """One training of a model that ``architecture`` describes.
 
     ``initial_model`` makes it with the weights to start from. It is called on rank 0 only, and not at all when the
-    training goes on from a checkpoint. ``checkpoints`` and ``out`` are URLs of folders; ``beside`` maps a file name in
-    ``out/model`` to its content.
+    training goes on from a checkpoint. ``extra_files``, name → content, are written into the finished model's folder.
     """
 
     config: TrainConfig
     architecture: BitLMConfig
     initial_model: Callable[[], BitLMForCausalLM]
     batches: Batches
-    checkpoints: str
-    out: str
-    beside: dict[str, bytes]
+    folders: Folders
+    extra_files: dict[str, bytes]
 
 
 def train(setup: Setup, *, report: Report) -> dict[str, Any]:
-    """Run to the last step and write ``model/`` and ``metrics.jsonl`` below ``setup.out``; returns the final figures.
+    """Run to the last step and write ``model/`` and ``metrics.jsonl`` below ``folders.out``; returns the final figures.
 
     Every rank calls it (torch.distributed started before, or not at all for one rank), and each gets the same figures.
     ``report`` is called on rank 0 with every line of metrics. Resumes from the newest complete checkpoint. Raises
@@ -68,7 +75,7 @@ def _train(setup: Setup, device: torch.device, report: Report) -> dict[str, Any]
         raise ConfigError(f"batch_size = {config.batch_size} does not divide among {ranks.world()} workers")
     model = sharded_model(setup.architecture, device, config.precision)
     state = State(model, make_optimizer(model, config), [])
-    newest = ranks.first(lambda: checkpoint.newest(setup.checkpoints))
+    newest = ranks.first(lambda: checkpoint.newest(setup.folders.checkpoints))
     if newest:
         state.lines.extend(checkpoint.load(newest, model, state.optimizer))
     else:
@@ -82,7 +89,7 @@ def _train(setup: Setup, device: torch.device, report: Report) -> dict[str, Any]
                     report(line)
                 state.lines.append(json.dumps(line))
             if step % config.execution.checkpoint_every == 0 or step == config.steps:
-                checkpoint.save(setup.checkpoints, step, state, config.execution.keep_checkpoints)
+                checkpoint.save(setup.folders.checkpoints, step, state, config.execution.keep_checkpoints)
     weights = whole_weights(model)
     ranks.first(lambda: _write(setup, weights, state.lines))
     return {**_summary(state.lines, model), "resumed_from_step": newest.step if newest else 0}
@@ -121,7 +128,7 @@ def _share(step: int, batch_size: int) -> range:
 
 @contextmanager
 def _deterministic(device: torch.device) -> Iterator[None]:
-    """Same weights from the same run, bit for bit; on a GPU that would cost too much."""
+    """On a CPU, the same run gives the same weights bit for bit. On a GPU that would cost too much."""
     before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(device.type == "cpu")
     torch.utils.deterministic.fill_uninitialized_memory = False
@@ -135,14 +142,16 @@ def _deterministic(device: torch.device) -> Iterator[None]:
 def _write(setup: Setup, weights: dict[str, torch.Tensor], lines: list[str]) -> None:
     model = skeleton(setup.architecture)
     model.load_state_dict(weights, strict=True, assign=True)
-    url = storage.join(setup.out, "model")
+    url = storage.join(setup.folders.out, "model")
     with tempfile.TemporaryDirectory(prefix="bitlm-model-") as folder:
         model.save_pretrained(folder)
         for name in sorted(os.listdir(folder)):
             storage.upload(os.path.join(folder, name), storage.join(url, name))
-    for name, content in setup.beside.items():
+    for name, content in setup.extra_files.items():
         storage.write_atomic(storage.join(url, name), content)
-    storage.write_atomic(storage.join(setup.out, "metrics.jsonl"), "".join(f"{line}\n" for line in lines).encode())
+    storage.write_atomic(
+        storage.join(setup.folders.out, "metrics.jsonl"), "".join(f"{line}\n" for line in lines).encode()
+    )
 
 
 def _summary(lines: list[str], model: BitLMForCausalLM) -> dict[str, Any]:

@@ -1,6 +1,5 @@
-"""AdamW, or Muon beside it, with decay on matrices only, and a linear warm-up followed by a cosine."""
+"""AdamW, or Muon for the matrices inside the layers and AdamW for the rest, with weight decay on matrices only."""
 
-import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -11,21 +10,11 @@ from bitlm.train.muon import Muon
 
 # First and last maps of the heads: their columns or rows stand for bits or tokens, as those of an embedding.
 OUTER = ("head.network.input", "head.readout.output", "head.context_log_odds", "head.output")
-SHARE = "share"  # of a parameter group: its learning rate in units of AdamW's
+RATE_RATIO = "rate_ratio"  # key of a parameter group: its learning rate divided by AdamW's
 
 
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """The rate of step 1..steps: linear from 0 to ``learning_rate`` at ``warmup_steps``, then half a cosine down to
-    ``final_lr_ratio · learning_rate``, reached exactly at the last step."""
-    if step <= config.warmup_steps:
-        return config.learning_rate * step / config.warmup_steps
-    done = (step - config.warmup_steps) / (config.steps - config.warmup_steps)
-    ratio = config.final_lr_ratio + (1 - config.final_lr_ratio) * (1 + math.cos(math.pi * done)) / 2
-    return config.learning_rate * ratio
-
-
-class Together(torch.optim.Optimizer):
-    """Several optimizers, each with its own parameters, as one: with their groups and one state."""
+class CombinedOptimizer(torch.optim.Optimizer):
+    """Several optimizers, each with its own parameters, behind the interface of one: all groups, one state."""
 
     def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
         super().__init__([group for part in parts for group in part.param_groups], {})
@@ -48,8 +37,8 @@ def decay_groups(parameters: Iterable[Tensor], weight_decay: float) -> list[dict
 
 
 def hidden_matrices(model: nn.Module) -> list[Tensor]:
-    """What Muon is for: the matrices of linear maps between hidden vectors. Embeddings, learned vectors and the heads'
-    first and last maps are left to AdamW."""
+    """The parameters that Muon is for: matrices of linear maps between hidden vectors. Embeddings, learned vectors and
+    the heads' first and last maps are left to AdamW."""
     return [
         module.weight
         for name, module in model.named_modules()
@@ -63,28 +52,27 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     if config.optimizer == "adamw":
         return torch.optim.AdamW(_groups(model.parameters(), config), lr=config.learning_rate, betas=betas, fused=True)
     hidden = hidden_matrices(model)
-    taken = set(hidden)
-    rest = _groups((p for p in model.parameters() if p not in taken), config)
-    muon = [{"params": hidden, SHARE: config.muon_learning_rate / config.learning_rate}]
-    return Together([
-        Muon(muon, lr=config.muon_learning_rate, weight_decay=config.weight_decay),
-        torch.optim.AdamW(rest, lr=config.learning_rate, betas=betas, fused=True),
-    ])  # fmt: skip
+    of_muon = set(hidden)
+    rest = _groups((p for p in model.parameters() if p not in of_muon), config)
+    group = {"params": hidden, RATE_RATIO: config.muon_learning_rate / config.learning_rate}
+    muon = Muon([group], lr=config.muon_learning_rate, weight_decay=config.weight_decay)
+    adamw = torch.optim.AdamW(rest, lr=config.learning_rate, betas=betas, fused=True)
+    return CombinedOptimizer([muon, adamw])
 
 
 def _groups(parameters: Iterable[Tensor], config: TrainConfig) -> list[dict]:
-    return [group | {SHARE: 1.0} for group in decay_groups(parameters, config.weight_decay)]
+    return [group | {RATE_RATIO: 1.0} for group in decay_groups(parameters, config.weight_decay)]
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """``rate`` is that of AdamW; Muon's keeps its ratio to it."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group[SHARE]
+        group["lr"] = rate * group[RATE_RATIO]
 
 
 def materialize(optimizer: torch.optim.Optimizer) -> None:
-    """Give every parameter its optimizer state, which otherwise appears at the first step only: a step of zero
-    gradients at rate zero moves nothing. For loading a checkpoint, which then replaces that state."""
+    """Give every parameter its optimizer state, which otherwise appears at the first step only, for a checkpoint to be
+    loaded into. A step along zero gradients at rate zero does it, and moves nothing."""
     rates = [group["lr"] for group in optimizer.param_groups]
     set_learning_rate(optimizer, 0.0)
     for group in optimizer.param_groups:

@@ -1,4 +1,4 @@
-"""One optimizer step over a global batch that is spread over ranks and micro-batches.
+"""One optimizer step over a global batch that is divided into ranks and micro-batches.
 
 The loss is the mean over all loss tokens of the GLOBAL batch: every micro-batch adds the gradient of its sum, and the
 sum over ranks is divided once by the global count. Ranks and micro-batches therefore change only float rounding.
@@ -20,7 +20,7 @@ from bitlm.train import ranks
 
 @dataclass(frozen=True)
 class StepResult:
-    """Of the global batch: mean loss, gradient norm before clipping, tokens fed."""
+    """Of the global batch: mean loss per token, gradient norm before clipping, number of tokens without padding."""
 
     loss: float
     grad_norm: float
@@ -30,7 +30,7 @@ class StepResult:
 def train_step(
     model: BitLMForCausalLM, optimizer: torch.optim.Optimizer, batch: Batch, step: int, config: TrainConfig
 ) -> StepResult:
-    """``batch`` is this rank's share. Raises BitLMError naming the step where loss or gradient is not finite."""
+    """``batch`` is this rank's share. Raises BitLMError naming the step if loss or gradient is not finite."""
     device = next(model.parameters()).device
     sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, tokens that carry it, tokens fed
     for part in batch.split(config.execution.micro_batch_size):

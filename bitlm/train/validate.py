@@ -11,38 +11,40 @@ from bitlm.model.model import BitLMForCausalLM
 from bitlm.train import ranks
 from bitlm.train.batches import Batches
 
-SEED = 0  # always the same noise, so that figures of one run, and of two runs, can be compared
+SEED = 0  # the same noise at every validation and in every run, so that the figures can be compared
 
 
 def validate(model: BitLMForCausalLM, batches: Batches, config: TrainConfig) -> dict[str, Any]:
-    """Over ``validation_batches · batch_size`` sequences spread over the validation split, shared out among the ranks.
+    """Over ``validation_batches · batch_size`` sequences spread over the validation split, divided among the ranks.
 
-    Every rank must call it, and each gets the same figures. ``validation_standard_error`` is None for one sequence.
+    Every rank must call it, and each gets the same figures. ``validation_standard_error`` is None for one sequence;
+    figures per slot are left out if one slot of the blocks has no token with loss.
     """
-    chosen = spread(batches.validation_count, config.validation_batches * config.batch_size)
+    indices = spread(batches.validation_count, config.validation_batches * config.batch_size)
     rank, world = ranks.rank(), ranks.world()
-    own = chosen[rank::world]
-    # A sharded model needs every rank at every forward pass: short ranks repeat a sequence, and forget the result.
-    fed = own + chosen[:1] * (-(-len(chosen) // world) - len(own))
-    results = _nats(model, batches, fed, config)[: len(own)]
-    everywhere = sorted(each for part in ranks.gather(list(zip(own, results, strict=True))) for each in part)
-    nats = torch.tensor([totals for _, (totals, _) in everywhere], dtype=torch.float64)
-    tokens = torch.tensor([counts for _, (_, counts) in everywhere])
-    found = combine(nats, tokens)
+    own = indices[rank::world]
+    # Every rank must take part in every forward pass of a sharded model, so ranks with one sequence less repeat one.
+    repeated = indices[:1] * (-(-len(indices) // world) - len(own))
+    results = _nats(model, batches, own + repeated, config)[: len(own)]
+    # In the order of the indices, so that sums are rounded alike on any number of ranks.
+    gathered = sorted(entry for of_rank in ranks.gather(list(zip(own, results, strict=True))) for entry in of_rank)
+    nats = torch.tensor([sums for _, (sums, _) in gathered], dtype=torch.float64)  # [sequences, m]
+    tokens = torch.tensor([counts for _, (_, counts) in gathered])  # [sequences, m]
+    bound = combine(nats, tokens)
     figures: dict[str, Any] = {
-        "validation_nats_per_token": found.mean,
-        "validation_standard_error": found.stderr if math.isfinite(found.stderr) else None,
+        "validation_nats_per_token": bound.mean,
+        "validation_standard_error": bound.stderr if math.isfinite(bound.stderr) else None,
     }
-    if len(found.slots) > 1 and tokens.sum(0).all():
-        figures["validation_nats_per_slot"] = [slot.mean for slot in found.slots]
+    if len(bound.slots) > 1 and tokens.sum(0).all():
+        figures["validation_nats_per_slot"] = [slot.mean for slot in bound.slots]
     if batches.bytes_per_token is not None:
-        figures["bits_per_byte"] = found.bits_per_byte(batches.bytes_per_token)
+        figures["bits_per_byte"] = bound.bits_per_byte(batches.bytes_per_token)
     return figures
 
 
 def spread(available: int, count: int) -> list[int]:
-    """``count`` indices at equal distances below ``available``, or all where there are no more: neighbours in a corpus
-    are alike, so its first sequences would not speak for the rest."""
+    """``count`` indices at equal distances below ``available``, or all of them if there are fewer. Neighbours in a
+    corpus are alike, so its first sequences would not represent the rest."""
     count = min(count, available)
     return [i * available // count for i in range(count)]
 

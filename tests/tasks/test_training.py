@@ -4,6 +4,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from toy_training import ToyBatches, metrics, run, toy_setup, weights
 from bitlm.batch import Batch
 from bitlm.config import PretrainConfig
 from bitlm.errors import ArtifactError, ConfigError
-from bitlm.train.loop import Setup
+from bitlm.train.loop import Folders, Setup
 from tasks.pretrain import _check_enough
 from tasks.training import check_tokenizer, fit
 
@@ -48,9 +49,9 @@ class Trap(ToyBatches):
         return super().train(positions)
 
 
-def prepare(folder: str, kind: str, steps: int, checkpoints: str, out: str) -> Setup:
+def prepare(folder: str, kind: str, steps: int, folders: Folders) -> Setup:
     setup = toy_setup(folder, steps=steps)
-    return replace(setup, batches=Trap(folder, kind, -1 if kind == "none" else 10), checkpoints=checkpoints, out=out)
+    return replace(setup, batches=Trap(folder, kind, -1 if kind == "none" else 10), folders=folders)
 
 
 def start(
@@ -58,12 +59,12 @@ def start(
 ) -> dict[str, Any]:
     folder.mkdir()
     return fit(
-        prepare, {"folder": str(folder), "kind": kind, "steps": steps},
+        partial(prepare, str(folder), kind, steps),
         toy_setup(folder, steps=steps, execution=execution).config,
         SimpleNamespace(stage="pretrain", name="toy"),
         SimpleNamespace(ray=lambda: None, progress=SimpleNamespace(update=update)),
         SimpleNamespace(scratch=str(folder), out=str(folder / "out")),
-    )  # fmt: skip
+    )
 
 
 def pids(folder: Path) -> list[int]:
@@ -73,8 +74,8 @@ def pids(folder: Path) -> list[int]:
 @pytest.mark.usefixtures("ray_session")
 def test_a_killed_worker_changes_nothing(tmp_path: Path) -> None:
     """It dies in step 3; another resumes from the checkpoint of step 2 and ends with the very same weights."""
-    told: list[tuple[float, str]] = []
-    figures = start(tmp_path / "killed", "kill", lambda *line: told.append(line))
+    reported: list[tuple[float, str]] = []
+    figures = start(tmp_path / "killed", "kill", lambda *line: reported.append(line))
     run(tmp_path / "undisturbed")
     assert len(pids(tmp_path / "killed")) == 2
     killed, undisturbed = weights(tmp_path / "killed"), weights(tmp_path / "undisturbed")
@@ -84,7 +85,7 @@ def test_a_killed_worker_changes_nothing(tmp_path: Path) -> None:
     assert (figures["restarts"], figures["steps"]) == (1, 6)
     assert figures["validation_nats_per_token"] == metrics(tmp_path / "killed")[-1]["validation_nats_per_token"]
     assert figures["parameters"]["total"] == sum(value.numel() for value in killed.values())
-    assert told[0] == (0.0, "starting 1 worker(s)")
+    assert reported[0] == (0.0, "starting 1 worker(s)")
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -160,12 +160,12 @@ def test_the_record_names_every_file(stopped: Path) -> None:
 def test_on_an_object_store(tmp_path: Path) -> None:
     """``memory://`` goes the way of all remote stores: written aside, put, read back in ranges."""
     local = toy_setup(tmp_path)
-    remote = replace(local, checkpoints="memory://bitlm-test-checkpoints")
+    remote = replace(local, folders=replace(local.folders, checkpoints="memory://bitlm-test-checkpoints"))
     with pytest.raises(KeyboardInterrupt):
         train(remote, report=stop_at(5))
-    told: list[dict] = []
-    train(remote, report=told.append)
-    assert told[0]["step"] == 5
+    reported: list[dict] = []
+    train(remote, report=reported.append)
+    assert reported[0]["step"] == 5
     run(tmp_path / "whole")
     model = "out/model/model.safetensors"
     assert (tmp_path / model).read_bytes() == (tmp_path / "whole" / model).read_bytes()

@@ -34,11 +34,11 @@ BFLOAT16 = {"precision": "bfloat16", "masked": True, "execution": PARTS}
 
 @pytest.mark.parametrize("head", HEADS)
 def test_training_learns_and_writes_a_loadable_model(tmp_path: Path, head: str) -> None:
-    told = run(tmp_path, head=head, steps=40, execution={"checkpoint_every": 100})
+    reported = run(tmp_path, head=head, steps=40, execution={"checkpoint_every": 100})
     assert sum(losses(tmp_path)[-5:]) < 0.9 * sum(losses(tmp_path)[:5])
-    assert told == metrics(tmp_path)
-    assert [line["step"] for line in told if "loss" in line] == list(range(1, 41))
-    assert [line["step"] for line in told if "loss" not in line] == [*range(3, 40, 3), 40]
+    assert reported == metrics(tmp_path)
+    assert [line["step"] for line in reported if "loss" in line] == list(range(1, 41))
+    assert [line["step"] for line in reported if "loss" not in line] == [*range(3, 40, 3), 40]
     model = BitLMForCausalLM.load(tmp_path / "out" / "model")
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in weights(tmp_path).items())
     assert (tmp_path / "out" / "model" / "tokenizer.json").read_bytes() == b"{}"
@@ -185,8 +185,8 @@ def test_resumed_is_bit_identical_to_undisturbed(tmp_path: Path, killed_at: int)
     run(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         train(toy_setup(tmp_path / "cut"), report=stop_at(killed_at))
-    told = run(tmp_path / "cut")
-    assert told[0]["step"] == killed_at - (killed_at - 1) % 2
+    reported = run(tmp_path / "cut")
+    assert reported[0]["step"] == killed_at - (killed_at - 1) % 2
     assert same(tmp_path / "whole", tmp_path / "cut")
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     assert validations(tmp_path / "cut") == validations(tmp_path / "whole")

@@ -18,7 +18,7 @@ from bitlm.batch import Batch
 from bitlm.config import PretrainConfig
 from bitlm.model.config import BitLMConfig
 from bitlm.model.model import BitLMForCausalLM
-from bitlm.train.loop import Setup, train
+from bitlm.train.loop import Folders, Setup, train
 
 LENGTH, ROWS, VALIDATION_ROWS = 16, 24, 7
 
@@ -60,10 +60,20 @@ def toy_architecture(head: str) -> BitLMConfig:
         options |= {"head": "diffusion", "slot_embedding": True}
         shape = {"denoiser": "codebook", "context_path": "direct", "codebook_rank": 16}
     return BitLMConfig(
-        **options, vocab_size=50, embedding_rows=128, num_bits=6,
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
-        intermediate_size=48, diffusion_head={"num_layers": 2, "head_dim": 16, **shape}, end_token_id=0, pad_token_id=1,
-    )  # fmt: skip
+        **options,
+        vocab_size=50,
+        embedding_rows=128,
+        num_bits=6,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        intermediate_size=48,
+        diffusion_head={"num_layers": 2, "head_dim": 16, **shape},
+        end_token_id=0,
+        pad_token_id=1,
+    )
 
 
 def toy_model(head: str) -> BitLMForCausalLM:
@@ -87,9 +97,13 @@ def toy_setup(
     **config: Any,
 ) -> Setup:
     defaults = {
-        "steps": 6, "batch_size": 4, "learning_rate": 3e-3, "warmup_steps": 2, "validate_every": 3,
+        "steps": 6,
+        "batch_size": 4,
+        "learning_rate": 3e-3,
+        "warmup_steps": 2,
+        "validate_every": 3,
         "validation_batches": 2,
-    }  # fmt: skip
+    }
     if head == "codebook":
         defaults["diffusion"] = {"loss": "token", "slot_noise": 0.5}
     return Setup(
@@ -97,17 +111,16 @@ def toy_setup(
         architecture=toy_architecture(head),
         initial_model=initial_model or partial(toy_model, head),
         batches=ToyBatches(1 if head == "lm" else 4, masked),
-        checkpoints=f"{folder}/checkpoints",
-        out=f"{folder}/out",
-        beside={"tokenizer.json": b"{}"},
+        folders=Folders(f"{folder}/checkpoints", f"{folder}/out"),
+        extra_files={"tokenizer.json": b"{}"},
     )
 
 
 def run(folder: Path, **options: Any) -> list[dict[str, Any]]:
     """One rank, in this process; returns the lines that were reported."""
-    told: list[dict[str, Any]] = []
-    train(toy_setup(folder, **options), report=told.append)
-    return told
+    reported: list[dict[str, Any]] = []
+    train(toy_setup(folder, **options), report=reported.append)
+    return reported
 
 
 def run_ranks(world: int, trainings: Sequence[tuple[Path, dict[str, Any]]]) -> None:

@@ -12,36 +12,35 @@ import torch
 from bitlm.artifacts.record import Record
 from bitlm.artifacts.store import Store
 from bitlm.batch import Batch
-from bitlm.config import PretrainConfig, PromptConfig
+from bitlm.config import PretrainConfig
 from bitlm.data.reading.open_shards import OpenShards, open_splits
 from bitlm.data.reading.order import Order
 from bitlm.data.reading.sequences import Sequences
 from bitlm.data.shards.format import Shard
-from bitlm.data.shards.tokenizer import TextTokenizer, load_tokenizer
 from bitlm.data.shards.units import TOKENS_FILE
 from bitlm.data.summaries.examples import Example, read_examples
-from bitlm.data.summaries.prompts import collate
+from bitlm.data.summaries.prompts import SummaryFormat, collate
 from bitlm.errors import ConfigError
 
 
 class PretrainBatches:
     """Sequences of L tokens out of shards. ``bytes_per_token`` is that of the validation text, end tokens counted.
 
-    ``train`` keeps the shards of its window of the order at hand and sees to those of the next. One thread may call it
-    while another calls ``validation``.
+    ``train`` keeps the shards of its window of the order open, and has those of the next fetched. One thread may call
+    it while another calls ``validation``.
     """
 
     def __init__(
-        self, train: OpenShards, validation: OpenShards, length: int, seed: int, window_shards: int,
-        bytes_per_token: float | None = None,
-    ) -> None:  # fmt: skip
-        """Raises ConfigError where no training shard holds a sequence."""
+        self, train: OpenShards, validation: OpenShards, config: PretrainConfig, bytes_per_token: float | None
+    ) -> None:
+        """Raises ConfigError if no training shard holds a sequence."""
+        length = config.sequence_length
         self._train, self._validation = Sequences(train, length), Sequences(validation, length)
         if len(self._train) == 0:
             raise ConfigError(
                 f"pretrain.sequence_length = {length} is more than any of the {len(train)} training shards holds"
             )
-        self._order = Order(self._train.per_shard, seed, window_shards)
+        self._order = Order(self._train.per_shard, config.seed, config.window_shards)
         self.bytes_per_token = bytes_per_token
         self.validation_count = len(self._validation)
         self.unused_tokens = self._train.unused_tokens
@@ -73,16 +72,14 @@ class PretrainBatches:
 
 
 class FinetuneBatches:
-    """Summarization examples, encoded as they are asked for. Loss covers the summaries only: no bytes per token."""
+    """Summarization examples, encoded when they are asked for. Loss covers the summaries only: no bytes per token."""
 
     bytes_per_token = None
 
     def __init__(
-        self, train: Sequence[Example], validation: Sequence[Example], tokenizer: TextTokenizer, prompt: PromptConfig,
-        block_size: int, seed: int,
-    ) -> None:  # fmt: skip
-        self._train, self._validation = train, validation
-        self._tokenizer, self._prompt, self._block_size = tokenizer, prompt, block_size
+        self, train: Sequence[Example], validation: Sequence[Example], summary_format: SummaryFormat, seed: int
+    ) -> None:
+        self._train, self._validation, self._format = train, validation, summary_format
         self._order = Order([len(train)], seed, 1)
         self.validation_count = len(validation)
 
@@ -95,11 +92,10 @@ class FinetuneBatches:
         return self._batch(self._validation, list(indices), [0] * len(indices))
 
     def _batch(self, examples: Sequence[Example], indices: list[int], epochs: list[int]) -> Batch:
-        chosen = [examples[index] for index in indices]
-        return collate(self._tokenizer, chosen, self._prompt, self._block_size, indices, epochs)
+        return collate(self._format, [examples[index] for index in indices], indices, epochs)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to release."""
 
 
 def open_pretrain(store: Store, tokens: Record, config: PretrainConfig) -> PretrainBatches:
@@ -112,15 +108,10 @@ def open_pretrain(store: Store, tokens: Record, config: PretrainConfig) -> Pretr
     validation = summary["splits"]["validation"]
     counted = validation["tokens"] - validation["filling"]
     bytes_per_token = validation["text_bytes"] / counted if counted else None
-    return PretrainBatches(
-        shards["train"], shards["validation"], config.sequence_length, config.seed, config.window_shards,
-        bytes_per_token,
-    )  # fmt: skip
+    return PretrainBatches(shards["train"], shards["validation"], config, bytes_per_token)
 
 
-def open_finetune(
-    store: Store, corpus: Record, tokenizer: Record, prompt: PromptConfig, block_size: int, seed: int
-) -> FinetuneBatches:
-    """The batches of a corpus artifact's summarization set, in blocks of ``block_size`` (1 for the LM head)."""
+def open_finetune(store: Store, corpus: Record, summary_format: SummaryFormat, seed: int) -> FinetuneBatches:
+    """The batches of a corpus artifact's summarization set."""
     train, validation = (list(read_examples(store, corpus, split)) for split in ("train", "validation"))
-    return FinetuneBatches(train, validation, load_tokenizer(store, tokenizer), prompt, block_size, seed)
+    return FinetuneBatches(train, validation, summary_format, seed)

@@ -7,6 +7,7 @@ their batch, so that an example's noise belongs to the same blocks in any batch.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -17,10 +18,25 @@ from bitlm.data.summaries.examples import Example
 from bitlm.errors import ConfigError
 
 
+@dataclass(frozen=True)
+class SummaryFormat:
+    """How examples become rows: by this tokenizer, with these lengths and this separator, in blocks of m tokens."""
+
+    tokenizer: TextTokenizer
+    prompt: PromptConfig
+    block_size: int
+
+    @property
+    def length(self) -> int:
+        """Tokens of every row: the longest prompt in whole blocks, and the longest summary."""
+        prompt_blocks = -(-self.prompt.max_prompt_tokens // self.block_size)
+        return prompt_blocks * self.block_size + self.prompt.max_summary_tokens
+
+
 def encode_prompts(tokenizer: TextTokenizer, documents: Sequence[str], config: PromptConfig) -> list[list[int]]:
     """Ids of document and separator, at most ``max_prompt_tokens``; the document is cut, the separator never.
 
-    Raises ConfigError where the separator leaves no room.
+    Raises ConfigError if the separator leaves no room.
     """
     separator = tokenizer.encode(config.separator)
     room = config.max_prompt_tokens - len(separator)
@@ -38,26 +54,20 @@ def encode_summaries(tokenizer: TextTokenizer, summaries: Sequence[str], config:
     return [[*ids[:room], tokenizer.info.end_id] for ids in tokenizer.encode_batch(list(summaries))]
 
 
-def row_length(config: PromptConfig, block_size: int) -> int:
-    """Tokens of every row: the longest prompt in whole blocks, and the longest summary."""
-    return -(-config.max_prompt_tokens // block_size) * block_size + config.max_summary_tokens
-
-
-def collate(
-    tokenizer: TextTokenizer, examples: Sequence[Example], config: PromptConfig, block_size: int,
-    indices: list[int], epochs: list[int],
-) -> Batch:  # fmt: skip
+def collate(summary_format: SummaryFormat, examples: Sequence[Example], indices: list[int], epochs: list[int]) -> Batch:
     """Examples as a batch, padded on the left, with loss on the summaries and their end tokens alone."""
-    prompts = encode_prompts(tokenizer, [example.document for example in examples], config)
-    summaries = encode_summaries(tokenizer, [example.summary for example in examples], config)
-    length = row_length(config, block_size)
-    ids = torch.full((len(examples), length), tokenizer.info.pad_id, dtype=torch.int64)  # [b, L]
-    mask = torch.zeros((len(examples), length), dtype=torch.int64)  # [b, L]
-    in_loss = torch.zeros((len(examples), length), dtype=torch.bool)  # [b, L]
-    for row, (prompt, summary) in enumerate(zip(prompts, summaries, strict=True)):
-        fill = [tokenizer.info.end_id] * (-len(summary) % block_size)
-        used = [*prompt, *summary, *fill]
-        ids[row, length - len(used) :] = torch.tensor(used)
-        mask[row, length - len(used) :] = 1
-        in_loss[row, length - len(summary) - len(fill) : length - len(fill)] = True
-    return Batch(ids, mask, in_loss, indices, epochs)
+    tokenizer, prompt = summary_format.tokenizer, summary_format.prompt
+    prompts = encode_prompts(tokenizer, [example.document for example in examples], prompt)
+    summaries = encode_summaries(tokenizer, [example.summary for example in examples], prompt)
+    b, L = len(examples), summary_format.length
+    ids_bL = torch.full((b, L), tokenizer.info.pad_id, dtype=torch.int64)
+    attention_mask_bL = torch.zeros((b, L), dtype=torch.int64)
+    loss_tokens_bL = torch.zeros((b, L), dtype=torch.bool)
+    for row, (prompt_ids, summary) in enumerate(zip(prompts, summaries, strict=True)):
+        fill = [tokenizer.info.end_id] * (-len(summary) % summary_format.block_size)
+        end = L - len(fill)  # of the summary
+        start = end - len(summary)
+        ids_bL[row, start - len(prompt_ids) :] = torch.tensor([*prompt_ids, *summary, *fill])
+        attention_mask_bL[row, start - len(prompt_ids) :] = 1
+        loss_tokens_bL[row, start:end] = True
+    return Batch(ids_bL, attention_mask_bL, loss_tokens_bL, indices, epochs)

@@ -17,7 +17,7 @@ from bitlm.config import PretrainConfig, PromptConfig, TokenizerConfig
 from bitlm.data.reading.batches import FinetuneBatches, PretrainBatches, open_pretrain
 from bitlm.data.shards.tokenizer import TextTokenizer, describe, train
 from bitlm.data.summaries.examples import Example
-from bitlm.data.summaries.prompts import encode_prompts, encode_summaries, row_length
+from bitlm.data.summaries.prompts import SummaryFormat, encode_prompts, encode_summaries
 from bitlm.errors import ArtifactError, ConfigError
 from bitlm.storage.cache import open_cache
 
@@ -160,9 +160,9 @@ def test_a_remote_shard_that_is_not_the_recorded_one_is_refused(s3: S3) -> None:
 
 @pytest.mark.parametrize("m", [1, 4, 8])
 def test_finetuning_rows(tokenizer: TextTokenizer, m: int) -> None:
-    batches = FinetuneBatches(EXAMPLES, EXAMPLES[:5], tokenizer, PROMPT, m, seed=1)
+    batches = FinetuneBatches(EXAMPLES, EXAMPLES[:5], SummaryFormat(tokenizer, PROMPT, m), seed=1)
     batch = batches.train(range(30))
-    length = row_length(PROMPT, m)
+    length = SummaryFormat(tokenizer, PROMPT, m).length
     assert batch.input_ids.shape == batch.attention_mask.shape == batch.loss_tokens.shape == (30, length)
     assert length % m == 0
     separator = tokenizer.encode(PROMPT.separator)
@@ -188,7 +188,8 @@ def test_finetuning_rows(tokenizer: TextTokenizer, m: int) -> None:
 
 
 def test_both_heads_take_loss_on_the_same_tokens(tokenizer: TextTokenizer) -> None:
-    batches = [FinetuneBatches(EXAMPLES, EXAMPLES, tokenizer, PROMPT, m, seed=1).train(range(23)) for m in (1, 4)]
+    formats = [SummaryFormat(tokenizer, PROMPT, m) for m in (1, 4)]
+    batches = [FinetuneBatches(EXAMPLES, EXAMPLES, one, seed=1).train(range(23)) for one in formats]
     lm, diffusion = (
         [ids[chosen].tolist() for ids, chosen in zip(b.input_ids, b.loss_tokens, strict=True)] for b in batches
     )
@@ -198,7 +199,7 @@ def test_both_heads_take_loss_on_the_same_tokens(tokenizer: TextTokenizer) -> No
 
 
 def test_a_row_does_not_depend_on_its_batch(tokenizer: TextTokenizer) -> None:
-    batches = FinetuneBatches(EXAMPLES, EXAMPLES, tokenizer, PROMPT, 4, seed=1)
+    batches = FinetuneBatches(EXAMPLES, EXAMPLES, SummaryFormat(tokenizer, PROMPT, 4), seed=1)
     whole = batches.train(range(16))
     for position in range(16):
         alone = batches.train([position])
@@ -209,7 +210,7 @@ def test_a_row_does_not_depend_on_its_batch(tokenizer: TextTokenizer) -> None:
 
 
 def test_prompts_for_generation_are_those_of_training(tokenizer: TextTokenizer) -> None:
-    batch = FinetuneBatches(EXAMPLES, EXAMPLES, tokenizer, PROMPT, 4, seed=1).validation(range(5))
+    batch = FinetuneBatches(EXAMPLES, EXAMPLES, SummaryFormat(tokenizer, PROMPT, 4), seed=1).validation(range(5))
     for row, prompt in enumerate(encode_prompts(tokenizer, [example.document for example in EXAMPLES[:5]], PROMPT)):
         assert len(prompt) <= PROMPT.max_prompt_tokens
         seen = batch.input_ids[row][batch.attention_mask[row].bool()].tolist()
