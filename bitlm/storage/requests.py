@@ -22,6 +22,7 @@ _TRANSIENT_CODES = {
     "RequestLimitExceeded",
 }
 _TRANSIENT_ERRNO = {errno.EBUSY, errno.EREMOTEIO, errno.ECONNRESET, errno.ETIMEDOUT}
+_ENDPOINTS = {"s3": "AWS_ENDPOINT_URL", "s3a": "AWS_ENDPOINT_URL", "hf": "HF_ENDPOINT"}
 _CREDENTIALS = "check the credentials in the environment (AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
 
 
@@ -42,7 +43,7 @@ def request(url: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> An
             try:
                 return call(*args, **kwargs)
             except (OSError, *_client_errors()) as error:
-                if "://" not in url or not _is_transient(error):
+                if "://" not in url or not _is_transient(_first_error(error)):
                     raise
                 time.sleep(random.uniform(0.1, 0.25 * 2**attempt))
         return call(*args, **kwargs)
@@ -56,10 +57,11 @@ def translate_errors(url: str) -> Iterator[None]:
     try:
         yield
     except (OSError, *_client_errors()) as error:
-        explanation = _explain(error, url)
+        first = _first_error(error)
+        explanation = _explain(first, url)
         if explanation is None:
             raise
-        kind = NotFoundError if isinstance(error, FileNotFoundError) and _code(error) != "NoSuchBucket" else SourceError
+        kind = NotFoundError if isinstance(first, FileNotFoundError) and _code(first) != "NoSuchBucket" else SourceError
         raise kind(f"{redact(url)}: {explanation}") from error
 
 
@@ -84,6 +86,15 @@ def _client_errors() -> tuple[type[Exception], ...]:
 
         errors.append(HTTPError)
     return tuple(errors)
+
+
+def _first_error(error: Exception) -> Exception:
+    """The error itself, or the cause of a "file not found" which says that the server failed or cannot be reached:
+    fsspec asks an HTTP server for a file's size and takes every fault for "not found"."""
+    cause = error.__cause__
+    if not isinstance(error, FileNotFoundError) or not isinstance(cause, _client_errors()) or _response(cause):
+        return error  # also if an S3 store said so itself
+    return error if _status(cause) == 404 else cause
 
 
 def _response(error: BaseException) -> dict[str, Any]:
@@ -114,8 +125,6 @@ def _status(error: Exception) -> int:
 
 def _is_connection_error(error: Exception) -> bool:
     """Whether there was no response at all, or only a part of one."""
-    if isinstance(error, OSError):
-        return False
     if "botocore" in sys.modules:
         from botocore.exceptions import ConnectionError as NoConnection
         from botocore.exceptions import HTTPClientError
@@ -156,7 +165,7 @@ def _explain(error: Exception, url: str) -> str | None:
         return "no space left on the device; free some and run again"
     if remote and _is_transient(error):
         asked = f"the store gave no answer, though asked {ATTEMPTS} times ({redact(str(error))})"
-        endpoint = "HF_ENDPOINT" if url.startswith("hf://") else "AWS_ENDPOINT_URL"
+        endpoint = _ENDPOINTS.get(url.split("://")[0], "the URL")
         return f"{asked}; check the network and {endpoint}"
     if remote and _status(error) and not already_exists(error):
         return f"the request was refused ({redact(str(error)).splitlines()[0]}); check the URL and the credentials"

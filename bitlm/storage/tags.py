@@ -17,6 +17,8 @@ from bitlm.storage.files import glob, list_files, list_folders
 from bitlm.storage.requests import redact, request, translate_errors
 from bitlm.storage.urls import cache_root, filesystem, is_local, join, local_path
 
+# What stores and HTTP servers say of the content of a file, the most telling first.
+_CONTENT_KEYS = ("ETag", "etag", "Content-MD5", "Digest", "Last-Modified")
 _WILDCARD = re.compile(r"[*?\[]")
 
 
@@ -87,5 +89,5 @@ def _files(entries: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def _remote_tag(fs: AbstractFileSystem, path: str, info: dict[str, Any]) -> FileTag:
-    etag = info.get("ETag") or info.get("etag")
-    return FileTag(info["size"], etag.strip('"') if etag else fs.ukey(path))
+    etag = next((info[key] for key in _CONTENT_KEYS if info.get(key)), None)
+    return FileTag(info["size"], str(etag).strip('"') if etag else fs.ukey(path))
