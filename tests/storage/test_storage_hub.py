@@ -159,18 +159,18 @@ def test_reading_a_file_of_an_unreachable_hub(offline: OnHub) -> None:
         offline(without_pauses, storage.read_bytes, f"hf://datasets/some/set@{COMMIT}/a.parquet")
 
 
+COMMAND = """
+import sys, time
+from flows.cli import main
+time.sleep = lambda seconds: None  # the pauses of the client, 23 seconds in all
+sys.exit(main())
+"""
+
+
 @pytest.mark.parametrize("variables", [{}, {"HF_HUB_OFFLINE": "1"}])
 def test_a_plan_without_network_is_one_line(variables: dict[str, str], closed: str, tmp_path: Path) -> None:
     folders = {"HF_HOME": str(tmp_path / "hf"), "BITLM_CACHE": str(tmp_path / "cache")}
-    words = [
-        "-c",
-        "import sys; from flows.cli import main; sys.exit(main())",
-        "plan",
-        "--preset",
-        "0.6b",
-        "--root",
-        str(tmp_path / "root"),
-    ]
+    words = ["-c", COMMAND, "plan", "--preset", "0.6b", "--root", str(tmp_path / "root")]
     done = subprocess.run(
         [sys.executable, *words],
         env={**os.environ, **folders, **variables, "HF_ENDPOINT": closed},

@@ -67,7 +67,7 @@ def _files_at(repo: HubRepo, commit: str, subset: str | None) -> list[SourceFile
 def _resolve(repo: HubRepo, commit: str, subset: str | None) -> list[SourceFile]:
     configs = _declared_configs(repo, commit)
     if configs:
-        with _translate_damage(repo, commit):
+        with _translate(repo, commit):
             default = configs.get_default_config_name()
         name = _choose(repo, list(configs), subset, default)
         splits = _declared_splits(repo, commit, configs[name])
@@ -100,7 +100,7 @@ def _declared_configs(repo: HubRepo, commit: str) -> "MetadataConfigs | None":
     readme = hub.read_if_exists(repo, commit, README)
     if readme is None:
         return None
-    with _translate_damage(repo, commit):
+    with _translate(repo, commit):
         return MetadataConfigs.from_dataset_card_data(DatasetCard(readme.decode()).data)
 
 
@@ -109,7 +109,7 @@ def _declared_splits(repo: HubRepo, commit: str, config: dict[str, Any]) -> dict
     from datasets.data_files import get_data_patterns, sanitize_patterns
 
     base = storage.join(_base(repo, commit), config.get("data_dir") or "")
-    with hub.translate_errors(repo, f"the files of a configuration at commit {commit[:12]}"):
+    with _translate(repo, commit):
         declared = config.get("data_files")
         patterns = get_data_patterns(base) if declared is None else sanitize_patterns(declared)
     return _match(repo, commit, patterns, base)
@@ -123,7 +123,7 @@ def _undeclared_splits(repo: HubRepo, commit: str, paths: list[str], subset: str
     exported = [_EXPORTED.fullmatch(path) for path in paths]
     if not all(exported):
         _choose(repo, ["default"], subset, "default")
-        with hub.translate_errors(repo, f"the files at commit {commit[:12]}"):
+        with _translate(repo, commit):
             patterns = get_data_patterns(_base(repo, commit))
         return _match(repo, commit, patterns, _base(repo, commit))
     name = _choose(repo, sorted({match["config"] for match in exported}), subset, None)
@@ -144,7 +144,7 @@ def _match(repo: HubRepo, commit: str, patterns: Any, base: str) -> dict[str, li
     """Split → paths, relative to the repository, that its patterns match."""
     from datasets.data_files import DataFilesDict
 
-    with hub.translate_errors(repo, f"the files of a configuration at commit {commit[:12]}"):
+    with _translate(repo, commit):
         urls = DataFilesDict.from_patterns(patterns, base_path=base)
     prefix = _base(repo, commit) + "/"
     return {str(split): [url.removeprefix(prefix) for url in matched] for split, matched in urls.items()}
@@ -168,13 +168,15 @@ def _choose(repo: HubRepo, names: list[str], subset: str | None, default: str | 
 
 
 @contextmanager
-def _translate_damage(repo: HubRepo, commit: str) -> Iterator[None]:
-    """Raise what ``datasets`` says of a README that it cannot use as a SourceError."""
+def _translate(repo: HubRepo, commit: str) -> Iterator[None]:
+    """Raise as a SourceError what ``datasets`` says of a README or of names of files that it cannot use, and what the
+    Hub's client raises below it."""
     try:
-        yield
+        with hub.translate_errors(repo, f"the files of a configuration at commit {commit[:12]}"):
+            yield
     except (ValueError, TypeError, YAMLError) as error:
         raise SourceError(
-            f"{HUB}{repo.name}: the front matter of its README at commit {commit[:12]} is not usable "
+            f"{HUB}{repo.name}: its README or the names of its files at commit {commit[:12]} are not usable "
             f"({hub.first_line(error)}): set {repo.revision_setting} to another commit"
         ) from error
 

@@ -148,9 +148,15 @@ def test_a_copy_that_is_only_a_part_is_refused(hub: FakeHub, on_hub: OnHub) -> N
 def test_a_readme_that_is_not_usable(front: str, hub: FakeHub, on_hub: OnHub) -> None:
     hub.commit("dataset", "some/broken", {"README.md": f"---\n{front}\n---\n".encode(), "a.parquet": b"x"})
     with pytest.raises(
-        SourceError, match=r"hub:some/broken: the front matter of its README at commit \w+ is not usable"
+        SourceError, match=r"hub:some/broken: its README or the names of its files at commit \w+ are not"
     ):
         on_hub(dataset_files, repo("some/broken"), None, None)
+
+
+def test_a_split_whose_name_is_not_usable(hub: FakeHub, on_hub: OnHub) -> None:
+    hub.commit("dataset", "some/odd", {"data/a b-00000-of-00001.parquet": b"x"})
+    with pytest.raises(SourceError, match=r"hub:some/odd: its README or the names .* \(Split name should match"):
+        on_hub(dataset_files, repo("some/odd"), None, None)
 
 
 def test_the_identity_follows_the_files_used(hub: FakeHub, on_hub: OnHub) -> None:
