@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.table import Column, Table
@@ -14,6 +14,8 @@ from bitlm.artifacts.lineage import human_bytes, key_metrics
 from bitlm.errors import ArtifactError, BitLMError
 from bitlm.storage import redact
 from flows.cli.options import add_json, add_root, plain_console, print_json
+
+NARROW = 110  # columns of a terminal, below which the list of artifacts takes its short form
 
 
 def add_parser(commands: Any) -> None:
@@ -63,18 +65,24 @@ def _list(args: argparse.Namespace, store: Store) -> int:
     if args.json:
         _print_json([_summary(store, record) for record in records])
         return 0
-    table = _table("artifact", "made", "took", "files", "size", "metrics", title=f"artifacts in {redact(store.root)}")
-    for record in records:
-        table.add_row(
-            record.id,
-            f"{record.finished.astimezone():%Y-%m-%d %H:%M}",
-            f"{record.seconds:,.1f} s",
-            f"{len(record.files):,}",
-            human_bytes(record.bytes),
-            key_metrics(record),
-        )
-    plain_console().print(table)
+    console = plain_console()
+    console.print(_listing(records, f"artifacts in {redact(store.root)}", narrow=console.width < NARROW))
     return 0
+
+
+def _listing(records: Sequence[Record], title: str, *, narrow: bool) -> Table:
+    """A row for each record. On a narrow terminal the metrics stand below the id, so that no column breaks a word."""
+    columns = ("artifact", "made", "size") if narrow else ("artifact", "made", "took", "files", "size", "metrics")
+    wrapped = "artifact" if narrow else "metrics"
+    table = Table(*(Column(name, no_wrap=name != wrapped) for name in columns), title=title)
+    for record in records:
+        made = f"{record.finished.astimezone():%Y-%m-%d %H:%M}"
+        size, metrics = human_bytes(record.bytes), key_metrics(record)
+        if narrow:
+            table.add_row(f"{record.id}\n  {metrics}" if metrics else record.id, made, size)
+        else:
+            table.add_row(record.id, made, f"{record.seconds:,.1f} s", f"{len(record.files):,}", size, metrics)
+    return table
 
 
 def _show(args: argparse.Namespace, store: Store) -> int:

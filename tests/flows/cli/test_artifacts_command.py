@@ -80,6 +80,20 @@ def test_for_people(
     assert "corpus/tiny@v1" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_list_breaks_no_word(
+    store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    metrics = {"documents": 1_234_567, "mean_head_calls": 90.25, "validation_nats_per_token": 4.8125}
+    record = make(store, draft("evaluate", "tiny-diffusion-pretrained", metrics=metrics))
+    assert call("list", "--root", store.root) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= columns
+    words = [record.id, f"{record.finished.astimezone():%Y-%m-%d %H:%M}", "1,234,567,", "mean_head_calls"]
+    assert all(word in shown for word in [*words, "validation_nats_per_token", "4.812"])
+
+
 def test_diff_for_people(store: Store, made: list[Record], capsys: pytest.CaptureFixture[str]) -> None:
     assert call("diff", "tokens/tiny@v1", "tokens/tiny@v2", "--root", store.root) == 0
     assert "tokens.size" in capsys.readouterr().out
