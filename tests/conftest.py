@@ -1,5 +1,6 @@
 """Shared fixtures. ``samples`` is a folder of small real FineWeb and XSum files; tests skip without it."""
 
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,9 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 import ray
 import torch
 from hypothesis import settings
+
+# Processes that a fork server starts need not import these once more, which takes seconds.
+multiprocessing.set_forkserver_preload(["bitlm.train.loop", "tests.tasks.dying"])
 
 # A busy machine is no fault.
 settings.register_profile("untimed", settings(), deadline=None)

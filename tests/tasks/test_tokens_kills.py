@@ -34,9 +34,7 @@ DRIVER_DEATHS = (15, 23, 31)  # when so many units are done
 NODE_DEATHS = (18, 27)  # when so many units have been made
 WORDS = ["the", "value", "of", "an", "item", "is", "returned", "where", "none", "was", "given", "before", "after"]
 
-# Processes begin as forks of one that has imported everything.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.tasks.dying"])
 
 
 @pytest.fixture

@@ -79,7 +79,7 @@ def test_training_with_muon_learns(tmp_path: Path) -> None:
 
 def test_sharded_matrices_move_exactly_as_whole_ones() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(sharded_muon.steps_of_rank, args=(2, folder, SHAPES), nprocs=2)
+        mp.start_processes(sharded_muon.steps_of_rank, args=(2, folder, SHAPES), nprocs=2, start_method="forkserver")
         sharded = torch.load(os.path.join(folder, "weights"), weights_only=True)
     whole = [nn.Parameter(random(*shape)) for shape in SHAPES]
     muon = Muon(whole, lr=0.02, weight_decay=0.1)

@@ -126,7 +126,7 @@ def run(folder: Path, **options: Any) -> list[dict[str, Any]]:
 def run_ranks(world: int, trainings: Sequence[tuple[Path, dict[str, Any]]]) -> None:
     """Several trainings, each a folder and the options of ``toy_setup``, by ``world`` processes over gloo."""
     with tempfile.TemporaryDirectory() as meeting:
-        mp.spawn(_rank, args=(world, meeting, trainings), nprocs=world)
+        mp.start_processes(_rank, args=(world, meeting, trainings), nprocs=world, start_method="forkserver")
 
 
 def _rank(rank: int, world: int, meeting: str, trainings: Sequence[tuple[Path, dict[str, Any]]]) -> None:
