@@ -173,10 +173,14 @@ def settings(row: Row, args: argparse.Namespace) -> list[str]:
     """All that the pipeline must be told to train this row."""
     shape = [f"model.{key}={value}" for key, value in SIZES[args.sizes].items()]
     training = [
-        f"tokenizer.vocab_size={VOCABULARY}", f"pretrain.sequence_length={LENGTH}", f"pretrain.batch_size={args.batch}",
-        f"pretrain.learning_rate={args.learning_rate}", f"pretrain.muon_learning_rate={args.muon_learning_rate}",
-        f"pretrain.seed={args.seed}", f'pretrain.heads=["{row.head}"]',
-    ]  # fmt: skip
+        f"tokenizer.vocab_size={VOCABULARY}",
+        f"pretrain.sequence_length={LENGTH}",
+        f"pretrain.batch_size={args.batch}",
+        f"pretrain.learning_rate={args.learning_rate}",
+        f"pretrain.muon_learning_rate={args.muon_learning_rate}",
+        f"pretrain.seed={args.seed}",
+        f'pretrain.heads=["{row.head}"]',
+    ]
     given = [*shape, *training, *row.settings, *args.set]
     last = {setting.partition("=")[0]: setting for setting in given}
     return list(last.values())
@@ -200,10 +204,16 @@ def run(row: Row, args: argparse.Namespace, tokens: Path, again: bool = True) ->
     given = settings(row, args)
     steps = _steps(row, given, args, tokens, folder)
     every = max(1, steps // args.points)
-    config = configure(PRESET, [
-        *given, *_length(steps), f"pretrain.validate_every={every}", f"pretrain.execution.checkpoint_every={every}",
-        f"pretrain.validation_batches={args.validation}",
-    ])  # fmt: skip
+    config = configure(
+        PRESET,
+        [
+            *given,
+            *_length(steps),
+            f"pretrain.validate_every={every}",
+            f"pretrain.execution.checkpoint_every={every}",
+            f"pretrain.validation_batches={args.validation}",
+        ],
+    )
     batches = TokenBatches(tokens, LENGTH, args.seed)
     figures = train(setup(row, config, args, tokens, batches, folder), report=lambda line: None)
     lines = [json.loads(line) for line in (folder / "out" / "metrics.jsonl").read_text().splitlines()]
@@ -248,10 +258,16 @@ def _steps(row: Row, given: list[str], args: argparse.Namespace, tokens: Path, f
     known = folder / "steps"
     if not known.exists():
         batches, probe = TokenBatches(tokens, LENGTH, args.seed), folder / "probe"
-        config = configure(PRESET, [
-            *given, *_length(8), "pretrain.validate_every=8", "pretrain.validation_batches=1",
-            "pretrain.execution.checkpoint_every=8",
-        ])  # fmt: skip
+        config = configure(
+            PRESET,
+            [
+                *given,
+                *_length(8),
+                "pretrain.validate_every=8",
+                "pretrain.validation_batches=1",
+                "pretrain.execution.checkpoint_every=8",
+            ],
+        )
         told: list[dict[str, Any]] = []
         train(setup(row, config, args, tokens, batches, probe), report=told.append)
         shutil.rmtree(probe)
@@ -279,8 +295,17 @@ def print_row(result: dict[str, Any]) -> None:
 def print_table(results: list[dict[str, Any]]) -> None:
     """Markdown. The last point is taken again, with more noise levels, along three paths."""
     earlier = max(len(result["points"]) for result in results) - 1
-    head = ["row", "params M", "steps", "s/step", *(f"point {i + 1}" for i in range(earlier)), "end", "slots",
-            "stagger 0.5", "one after the other"]  # fmt: skip
+    head = [
+        "row",
+        "params M",
+        "steps",
+        "s/step",
+        *(f"point {i + 1}" for i in range(earlier)),
+        "end",
+        "slots",
+        "stagger 0.5",
+        "one after the other",
+    ]
     print("Nats per token of held-out text ± standard error; of the diffusion head upper bounds, of the LM head exact.")
     print(f"| {' | '.join(head)} |\n|{' --- |' * len(head)}")
     for result in results:
@@ -288,11 +313,16 @@ def print_table(results: list[dict[str, Any]]) -> None:
         joint = result["bounds"]["0.0"]
         others = [result["bounds"].get(stagger) for stagger in ("0.5", "1.0")]
         cells = [
-            result["row"], f"{result['parameters']['total'] / 1e6:.2f}", f"{result['steps']}",
-            f"{result['seconds_per_step']:.3f}", *points, *["–"] * (earlier - len(points)),
-            f"**{joint['mean']:.3f}** ± {joint['stderr']:.3f}", " ".join(f"{slot:.2f}" for slot in joint["slots"]),
+            result["row"],
+            f"{result['parameters']['total'] / 1e6:.2f}",
+            f"{result['steps']}",
+            f"{result['seconds_per_step']:.3f}",
+            *points,
+            *["–"] * (earlier - len(points)),
+            f"**{joint['mean']:.3f}** ± {joint['stderr']:.3f}",
+            " ".join(f"{slot:.2f}" for slot in joint["slots"]),
             *("–" if other is None else f"{other['mean']:.3f}" for other in others),
-        ]  # fmt: skip
+        ]
         print(f"| {' | '.join(cells)} |")
 
 

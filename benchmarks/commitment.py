@@ -82,18 +82,29 @@ def main() -> None:
         whole: list[list[int]] | None = None
         for threshold in (None, *args.thresholds):
             sampling = Sampling(
-                max_new_tokens=prompt.max_summary_tokens, num_steps=args.num_steps, guidance_scale=omega,
-                guidance_form=form, stagger=args.stagger, commit_threshold=threshold,
-            )  # fmt: skip
+                max_new_tokens=prompt.max_summary_tokens,
+                num_steps=args.num_steps,
+                guidance_scale=omega,
+                guidance_form=form,
+                stagger=args.stagger,
+                commit_threshold=threshold,
+            )
             ids, cost = texts(model, prompts, sampling, args.batch)
             whole = ids if whole is None else whole
             other_texts, other_tokens = changed(whole, ids)
             rouge = score([tokenizer.decode(row).strip() for row in ids], references)
             f1 = [rouge[measure]["f1"] for measure in MAIN_MEASURES]
-            found.append({
-                "omega": omega, "form": form, "threshold": threshold, **cost, "texts_changed": other_texts,
-                "tokens_changed": other_tokens, "rouge": f1,
-            })  # fmt: skip
+            found.append(
+                {
+                    "omega": omega,
+                    "form": form,
+                    "threshold": threshold,
+                    **cost,
+                    "texts_changed": other_texts,
+                    "tokens_changed": other_tokens,
+                    "rouge": f1,
+                }
+            )
             print(_line(found[-1]), flush=True)
     if args.json:
         args.json.write_text(json.dumps(found, indent=1), encoding="utf8")
@@ -102,10 +113,16 @@ def main() -> None:
 def _line(row: dict[str, Any]) -> str:
     form = "–" if row["omega"] == 1 else {"prediction": "Â_0", "logit": "log-odds"}[row["form"]]
     cells = [
-        f"{row['omega']:g}", form, row["threshold"] or "never", f"{row['calls_per_block']:.2f}", f"{row['saved']:.0%}",
-        f"{row['texts_changed']:.1%}", f"{row['tokens_changed']:.2%}", "/".join(f"{f:.2f}" for f in row["rouge"]),
+        f"{row['omega']:g}",
+        form,
+        row["threshold"] or "never",
+        f"{row['calls_per_block']:.2f}",
+        f"{row['saved']:.0%}",
+        f"{row['texts_changed']:.1%}",
+        f"{row['tokens_changed']:.2%}",
+        "/".join(f"{f:.2f}" for f in row["rouge"]),
         f"{row['seconds']:.1f}",
-    ]  # fmt: skip
+    ]
     return f"| {' | '.join(map(str, cells))} |"
 
 

@@ -26,9 +26,13 @@ from rich.table import Table
 HERE = Path(__file__).parent
 CACHE = Path(os.environ.get("BITLM_CACHE") or Path.home() / ".cache" / "bitlm") / "benchmark-peers"
 LABELS = {
-    "memmap": "numpy.memmap uint32", "memmap-rows": "the same, row by row", "shards": "shards (this project)",
-    "datatrove": "datatrove .ds", "mosaic": "Mosaic MDS", "litdata": "litdata",
-}  # fmt: skip
+    "memmap": "numpy.memmap uint32",
+    "memmap-rows": "the same, row by row",
+    "shards": "shards (this project)",
+    "datatrove": "datatrove .ds",
+    "mosaic": "Mosaic MDS",
+    "litdata": "litdata",
+}
 OUT = Console(width=120)
 
 

@@ -164,9 +164,15 @@ class Litdata:
         whole = folder / "stream.npy"
         np.save(whole, tokens.astype(np.int32))
         optimize(
-            _Pieces(str(whole)), list(range(0, len(tokens), PIECE)), str(folder / "litdata"), chunk_bytes="64MB",
-            num_workers=1, item_loader=TokensLoader(), verbose=False, keep_data_ordered=True,
-        )  # fmt: skip
+            _Pieces(str(whole)),
+            list(range(0, len(tokens), PIECE)),
+            str(folder / "litdata"),
+            chunk_bytes="64MB",
+            num_workers=1,
+            item_loader=TokensLoader(),
+            verbose=False,
+            keep_data_ordered=True,
+        )
         self.bytes = _size(folder / "litdata")
         self._dataset = StreamingDataset(str(folder / "litdata"), item_loader=TokensLoader(block_size=length))
 
@@ -188,9 +194,13 @@ class _Pieces:
 
 
 CONTENDERS: dict[str, Callable[[np.ndarray, Path, int], Reader]] = {
-    "memmap": Memmap, "memmap-rows": MemmapRows, "shards": Shards, "datatrove": Datatrove, "mosaic": Mosaic,
+    "memmap": Memmap,
+    "memmap-rows": MemmapRows,
+    "shards": Shards,
+    "datatrove": Datatrove,
+    "mosaic": Mosaic,
     "litdata": Litdata,
-}  # fmt: skip
+}
 
 
 def measure(reader: Reader, tokens: np.ndarray, length: int) -> dict[str, Any]:
@@ -262,9 +272,11 @@ def _size(folder: Path) -> int:
 def _without_torchvision() -> None:
     """mosaicml-streaming imports it for its data sets of images, which are not wanted here."""
     for name, holds in (
-        ("torchvision", {}), ("torchvision.datasets", {"VisionDataset": object}), ("torchvision.transforms", {}),
+        ("torchvision", {}),
+        ("torchvision.datasets", {"VisionDataset": object}),
+        ("torchvision.transforms", {}),
         ("torchvision.transforms.functional", {"to_tensor": None}),
-    ):  # fmt: skip
+    ):
         module = types.ModuleType(name)
         module.__spec__, module.__path__ = ModuleSpec(name, None), []
         vars(module).update(holds)

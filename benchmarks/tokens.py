@@ -82,9 +82,11 @@ def prepare(place: Path, texts: list[str], repeats: int, data: Path) -> Path:
     for number in range(repeats):
         pq.write_table(table, place / "sources" / f"{number:05d}.parquet", row_group_size=1000, compression="zstd")
     settings = [
-        "corpus.name=bench", f"corpus.source={place / 'sources'}", f"corpus.summaries={data / 'xsum'}",
+        "corpus.name=bench",
+        f"corpus.source={place / 'sources'}",
+        f"corpus.summaries={data / 'xsum'}",
         f"tokenizer.source={data / 'qwen3' / 'tokenizer.json'}",
-    ]  # fmt: skip
+    ]
     config = configure("tiny", settings)
     run = Run(Store(str(place / "root")), config, console=Console(quiet=True))
     builds = {"corpus": corpus.build, "tokenizer": tokenizer.build}
@@ -119,9 +121,16 @@ def show(found: dict[str, dict[str, Any]], size: int, whole: bool) -> None:
         ratio = f"{speeds[name] / speeds['datatrove']:.1f}" if "datatrove" in speeds else ""
         wall = one["whole_wall" if whole else "wall"]
         table.add_row(
-            name, f"{one['tokens'] / 1e6:.3f}", f"{one['start']:.2f}", f"{one['work']:.2f}", f"{speeds[name]:.2f}",
-            f"{size / one[key] / 1e6:.1f}", ratio, f"{wall:.1f}", f"{one['peak']:.0f}",
-        )  # fmt: skip
+            name,
+            f"{one['tokens'] / 1e6:.3f}",
+            f"{one['start']:.2f}",
+            f"{one['work']:.2f}",
+            f"{speeds[name]:.2f}",
+            f"{size / one[key] / 1e6:.1f}",
+            ratio,
+            f"{wall:.1f}",
+            f"{one['peak']:.0f}",
+        )
     OUT.print(table)
     if whole:
         seconds = ", ".join(f"{name} {one['whole']:.1f}" for name, one in found.items())

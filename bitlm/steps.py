@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from bitlm.artifacts.record import Record, fingerprint
 from bitlm.artifacts.store import Store
 from bitlm.config import Head, PipelineConfig
+from bitlm.config.stages import InitKind, init_kind
 from bitlm.data.sources.state import corpus_identity, corpus_location, tokenizer_identity
 from bitlm.errors import ConfigError
 
@@ -251,12 +252,9 @@ def _pretrain(config: PipelineConfig, head: Head, tokens: Step, tokenizer: Step,
     return step if init is None else replace(step, inputs={**step.inputs, "init": init})
 
 
-def _init_kind(config: PipelineConfig) -> str | None:
-    if config.pretrain.init_from is None:
-        return None
-    from bitlm.model.weights import kind  # loads torch, which takes seconds
-
-    return kind(config.pretrain.init_from)
+def _init_kind(config: PipelineConfig) -> InitKind | None:
+    init_from = config.pretrain.init_from
+    return None if init_from is None else init_kind(init_from)
 
 
 def _checkpoint_state(config: PipelineConfig) -> dict[str, Any]:

@@ -17,5 +17,7 @@ for _name, _value in {
     # Threads of a training step that spin while they wait cost a small model a factor of two to ten on a busy machine.
     "OMP_WAIT_POLICY": "PASSIVE",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    # The Hub's client reports each repetition of a request; our own line says what failed in the end.
+    "HF_HUB_VERBOSITY": "error",
 }.items():
     os.environ.setdefault(_name, _value)

@@ -9,9 +9,9 @@ from bitlm.artifacts.record import Record
 from bitlm.artifacts.store import Store
 from bitlm.artifacts.work import Work
 from bitlm.config import PretrainConfig
+from bitlm.config.stages import init_kind
 from bitlm.data.shards.units import TOKENS_FILE
 from bitlm.errors import ConfigError
-from bitlm.model import weights
 from bitlm.steps import Step
 from tasks.run import Run, stage_task
 from tasks.setups import PretrainInputs, StartWeights, pretrain_setup
@@ -44,7 +44,7 @@ def _start(step: Step, run: Run, tokenizer: Record) -> StartWeights | None:
     if "init" not in step.identity:
         return None
     source = run.config.pretrain.init_from
-    if weights.kind(source) == "folder":
+    if init_kind(source) == "folder":
         source = os.path.abspath(source)  # workers have another working directory
     return StartWeights(source, None, step.identity["init"])
 

@@ -8,10 +8,19 @@ from bitlm.model import BitLMConfig, BitLMForCausalLM
 from bitlm.model.state import BlockState
 
 SMALL = {
-    "vocab_size": 50, "embedding_rows": 128, "num_bits": 6, "block_size": 4, "hidden_size": 32, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 48, 
-    "end_token_id": 48, "pad_token_id": 48,
-}  # fmt: skip
+    "vocab_size": 50,
+    "embedding_rows": 128,
+    "num_bits": 6,
+    "block_size": 4,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 48,
+    "end_token_id": 48,
+    "pad_token_id": 48,
+}
 
 
 HEAD = {"num_layers": 4, "head_dim": 16}

@@ -4,6 +4,7 @@ The settings at its top level say what is computed: its *identity*, which enters
 ``execution`` say where and how fast, and never enter one.
 """
 
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,6 +16,10 @@ ContextPath = Literal["norm", "direct"]
 Loss = Literal["velocity", "bce", "x", "token"]
 NoiseLevels = Literal["logit_normal", "uniform"]
 Initialization = Literal["qwen3", "scaled"]
+InitKind = Literal["lm", "artifact", "hub", "folder"]
+
+HUB = "hub:"  # prefix of a setting that names a repository on the Hub
+PRETRAIN_ID = re.compile(r"pretrain/[A-Za-z0-9._-]+(@v[1-9][0-9]*)?")
 
 
 class Frozen(BaseModel):
@@ -174,6 +179,15 @@ class TrainConfig(StageConfig):
         if self.optimizer == "adamw":
             del identity["muon_learning_rate"]
         return identity
+
+
+def init_kind(init_from: str) -> InitKind:
+    """What a value of ``pretrain.init_from`` names. A folder that looks like an artifact's id is written ``./…``."""
+    if init_from == "lm":
+        return "lm"
+    if PRETRAIN_ID.fullmatch(init_from):
+        return "artifact"
+    return "hub" if init_from.startswith(HUB) else "folder"
 
 
 class PretrainExecution(TrainExecution):

@@ -1,29 +1,17 @@
 """Start weights that ``pretrain.init_from`` names: which they are, and the state of theirs that a fingerprint holds."""
 
 import json
-import re
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from bitlm import storage
+from bitlm.config.stages import HUB, init_kind
 from bitlm.errors import SourceError
 from bitlm.storage import hub
-from bitlm.storage.hub import HUB, HubRepo
+from bitlm.storage.hub import HubRepo
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-ARTIFACT = re.compile(r"pretrain/[A-Za-z0-9._-]+(@v[1-9][0-9]*)?")
-
-Kind = Literal["lm", "artifact", "hub", "folder"]
-
-
-def kind(init_from: str) -> Kind:
-    """What a value of ``pretrain.init_from`` names. A folder that looks like an artifact's id is given as ``./…``."""
-    if init_from == "lm":
-        return "lm"
-    if ARTIFACT.fullmatch(init_from):
-        return "artifact"
-    return "hub" if init_from.startswith(HUB) else "folder"
 
 
 def outside_state(init_from: str) -> dict[str, Any]:
@@ -31,19 +19,22 @@ def outside_state(init_from: str) -> dict[str, Any]:
 
     Raises SourceError if it is not there.
     """
-    if kind(init_from) == "hub":
+    if init_kind(init_from) == "hub":
         repo, commit = _hub_commit(init_from)
         return _hub_state(repo, commit)
     folder = Path(init_from)
     paths = [folder / CONFIG, *weight_files(folder)]
-    return {"kind": "files", "files": {path.name: f"sha256:{_sha256(path)}" for path in paths}}
+    return {
+        "kind": "files",
+        "files": {path.relative_to(folder).as_posix(): f"sha256:{_sha256(path)}" for path in paths},
+    }
 
 
 def fetch(init_from: str, state: dict[str, Any]) -> Path:
     """A local folder with the checkpoint of exactly this state. Raises SourceError if there is none."""
     if outside_state(init_from) != state:
         raise SourceError(f"{init_from} has changed since this run began: run again")
-    if kind(init_from) != "hub":
+    if init_kind(init_from) != "hub":
         return Path(init_from)
     repo, commit = _hub_commit(init_from)
     return hub.download_snapshot(repo, commit, [*state["files"], INDEX])

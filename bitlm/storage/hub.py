@@ -20,9 +20,9 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoFile
 
+from bitlm.config.stages import HUB
 from bitlm.errors import SourceError
 
-HUB = "hub:"  # prefix of a setting that names a repository
 TIMEOUT_SECONDS = 20
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 

@@ -126,9 +126,12 @@ def test_slots_one_after_the_other_are_the_joint_path_on_each_alone() -> None:
 
 
 @given(
-    K=st.integers(1, 40), m=st.integers(1, 6), stagger=st.floats(0, 1),
-    grid=st.sampled_from(["uniform", "shifted"]), shift=st.floats(0.1, 10),
-)  # fmt: skip
+    K=st.integers(1, 40),
+    m=st.integers(1, 6),
+    stagger=st.floats(0, 1),
+    grid=st.sampled_from(["uniform", "shifted"]),
+    shift=st.floats(0.1, 10),
+)
 @settings(deadline=None, max_examples=200)
 def test_levels_descend_in_every_slot_one_no_earlier_than_the_next(K, m, stagger, grid, shift) -> None:
     levels = noise_levels(K, m, stagger=stagger, grid=grid, shift=shift)

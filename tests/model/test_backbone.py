@@ -54,9 +54,17 @@ def test_positions_skip_whole_blocks_of_padding_only() -> None:
 def test_scaled_initialization_follows_width_and_depth() -> None:
     torch.manual_seed(0)
     config = BitLMConfig(
-        vocab_size=1000, embedding_rows=1000, num_bits=10, hidden_size=256, num_hidden_layers=2, intermediate_size=768,
-        num_attention_heads=8, num_key_value_heads=8, head_dim=32, initialization="scaled",
-    )  # fmt: skip
+        vocab_size=1000,
+        embedding_rows=1000,
+        num_bits=10,
+        hidden_size=256,
+        num_hidden_layers=2,
+        intermediate_size=768,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        head_dim=32,
+        initialization="scaled",
+    )
     model = BitLMForCausalLM(config)
     expected = {"embed_tokens": 1 / 16, "q_proj": 1 / math.sqrt(3 * 256), "o_proj": 1 / math.sqrt(3 * 256 * 4)}
     expected |= {"gate_proj": 1 / math.sqrt(3 * 256), "down_proj": 1 / math.sqrt(3 * 768 * 4)}

@@ -86,9 +86,12 @@ def probabilities(model: BitLMForCausalLM, noisy: Tensor, t: Tensor, context: Te
             for y in range(V):
                 evidence = (1 - level) / level**2 * float(noisy[n, slot].double().numpy() @ CODES[y])
                 p[n, slot, y] = (
-                    E[y] @ query[slot] + R[y] @ answer[n, slot] + np.log(counts[y] / counts.sum()) + evidence
+                    E[y] @ query[slot]
+                    + R[y] @ answer[n, slot]
+                    + np.log(counts[y] / counts.sum())
+                    + evidence
                     + bits @ CODES[y] / 2
-                )  # fmt: skip
+                )
             p[n, slot] = np.exp(p[n, slot] - p[n, slot].max())
             p[n, slot] /= p[n, slot].sum()
     return p

@@ -76,11 +76,17 @@ def test_a_broken_block_is_an_error(build: Build) -> None:
 def qwen3(scale: str, layers: int, rows: int) -> Qwen3ForCausalLM:
     model = PRESETS[scale]().model
     config = Qwen3Config(
-        vocab_size=rows, hidden_size=model.hidden_size, intermediate_size=model.ffn_size, num_hidden_layers=layers,
-        num_attention_heads=model.num_heads, num_key_value_heads=model.num_kv_heads, head_dim=model.head_dim,
-        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000}, rms_norm_eps=1e-6,
+        vocab_size=rows,
+        hidden_size=model.hidden_size,
+        intermediate_size=model.ffn_size,
+        num_hidden_layers=layers,
+        num_attention_heads=model.num_heads,
+        num_key_value_heads=model.num_kv_heads,
+        head_dim=model.head_dim,
+        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000},
+        rms_norm_eps=1e-6,
         tie_word_embeddings=model.tie_embeddings,
-    )  # fmt: skip
+    )
     with torch.device("meta"):
         return Qwen3ForCausalLM(config)
 

@@ -89,10 +89,12 @@ def test_token_loss_is_the_hand_loop(build: Build) -> None:
             for draw in range(3):
                 t = noise.t[row, n, draw]
                 clean = [[2 * int(bit) - 1 for bit in format(int(token), "06b")] for token in targets]
-                noisy = torch.stack([
-                    (1 - level) * torch.tensor(code) + level * eps
-                    for level, code, eps in zip(t, clean, noise.eps[row, n, draw], strict=True)
-                ])  # fmt: skip
+                noisy = torch.stack(
+                    [
+                        (1 - level) * torch.tensor(code) + level * eps
+                        for level, code, eps in zip(t, clean, noise.eps[row, n, draw], strict=True)
+                    ]
+                )
                 expected = token_nll(model, noisy[None], t[None], prepare(model, context[None]), targets[None])
                 torch.testing.assert_close(output.slot_loss[row, n, draw], expected[0], rtol=1e-3, atol=1e-4)
     assert output.loss.item() == pytest.approx(output.slot_loss.mean().item(), rel=1e-5)
@@ -139,10 +141,13 @@ def test_only_chosen_tokens_count_and_micro_batches_add_up(build: Build, options
     labels = ids.masked_fill(~chosen, -100)
     assert model(ids, noise=noise, labels=labels).loss_sum == output.loss_sum
     rows = [
-        model(ids[i : i + 1], noise=Noise(*(x[i : i + 1] for x in (noise.eps, noise.t, noise.drop))),
-              loss_tokens=chosen[i : i + 1])
+        model(
+            ids[i : i + 1],
+            noise=Noise(*(x[i : i + 1] for x in (noise.eps, noise.t, noise.drop))),
+            loss_tokens=chosen[i : i + 1],
+        )
         for i in range(3)
-    ]  # fmt: skip
+    ]
     assert rows[1].loss == 0
     assert sum(row.loss_count for row in rows) == 24
     assert sum(row.loss_sum.item() for row in rows) == pytest.approx(output.loss_sum.item(), rel=1e-5)

@@ -16,10 +16,17 @@ from bitlm.model.transfer import take_backbone
 Build = Callable[..., BitLMForCausalLM]
 # The shapes of ``conftest.SMALL``.
 QWEN3 = {
-    "vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "head_dim": 8, "intermediate_size": 48, "rms_norm_eps": 1e-6, "tie_word_embeddings": True,
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 48,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
-}  # fmt: skip
+}
 
 
 def qwen3(folder: Path, **changes) -> Qwen3ForCausalLM:

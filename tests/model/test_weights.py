@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from bitlm.config.stages import init_kind
 from bitlm.errors import SourceError
 from bitlm.model import weights
 
@@ -28,7 +29,7 @@ def checkpoint(folder: Path, content: bytes = b"weights") -> Path:
     ],
 )
 def test_what_a_value_names(named: str, kind: str) -> None:
-    assert weights.kind(named) == kind
+    assert init_kind(named) == kind
 
 
 def test_the_state_of_a_folder_is_what_it_holds_not_where(tmp_path: Path) -> None:

@@ -17,10 +17,11 @@ from huggingface_hub import DatasetCard
 from yaml import YAMLError
 
 from bitlm import storage
+from bitlm.config.stages import HUB
 from bitlm.data.sources.files import SUFFIXES, SourceFile, format_of
 from bitlm.errors import SourceError
 from bitlm.storage import hub
-from bitlm.storage.hub import HUB, HubFile, HubRepo
+from bitlm.storage.hub import HubFile, HubRepo
 
 if TYPE_CHECKING:
     from datasets.utils.metadata import MetadataConfigs

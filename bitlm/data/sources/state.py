@@ -12,12 +12,13 @@ from typing import Any
 from bitlm import storage
 from bitlm.artifacts.record import refuse_secrets
 from bitlm.config import CorpusConfig, TokenizerConfig
+from bitlm.config.stages import HUB
 from bitlm.data.sources import docstrings
 from bitlm.data.sources.files import SourceFile, find_files
 from bitlm.data.sources.hub import dataset_files
 from bitlm.errors import SourceError
 from bitlm.storage import hub
-from bitlm.storage.hub import HUB, HubRepo
+from bitlm.storage.hub import HubRepo
 
 DOCSTRINGS = "docstrings"
 TOKENIZER_FILE = "tokenizer.json"

@@ -96,8 +96,9 @@ def test_every_document_is_found_again_with_its_id_file_and_row(made: Make, tmp_
             assert sum(entry.documents for entry in entries) == sum(text_split(digest(t), 0.2) == split for t in texts)
     rejected = [row for path in Path(job.out).glob("rejected/*") for row in pq.read_table(path).to_pylist()]
     assert [(row["reason"], row["row"], row["text"]) for row in rejected] == [
-        ("invalid_json", 0, None), ("test_document", 11, TEST_TEXT),
-    ]  # fmt: skip
+        ("invalid_json", 0, None),
+        ("test_document", 11, TEST_TEXT),
+    ]
 
 
 def test_a_finished_unit_is_not_done_again_unless_its_files_or_its_job_differ(made: Make, tmp_path: Path) -> None:

@@ -18,15 +18,37 @@ from bitlm.data.shards.tokenizer import train
 PLAIN = "The fox said: it's 3.14, isn't it? We'll see -- DON'T ask. "
 LITERALS = ["<|endoftext|>", "<think> a </think>", "x<|im_start|>user\n", "<|pad|><tool_call>", "<|endof<|endoftext|>"]
 TORTURE = [
-    "", " ", "   ", "\t\n", "\r\n\r\n", "\0", "a\0b\0\0c", "\ufeffBOM", "\u2028\u2029\u0085",
+    "",
+    " ",
+    "   ",
+    "\t\n",
+    "\r\n\r\n",
+    "\0",
+    "a\0b\0\0c",
+    "\ufeffBOM",
+    "\u2028\u2029\u0085",
     "\u00a0\u3000\u200b\u200d",
-    "e\u0301\u0301\u0323 \u0301 alone", "\u1aeb\u0301 \u1df6\u0301 q\u0307\u0323 \u0e31\u0e34 \U0001e4ec\u0301",
-    "각 \u1100\u1161\u11a8 ᄀᄀ", "👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 🇩🇪🇫 ❤️", "\u0378\U000e0fff\U0010ffff\uffff\ue000",
-    "naïve ﬁ ſ K İı ŉ ǆ", "漢字かな交じり文。한국어", "עברית العربية ١٢٣ हिन्दी ไทย", 
-    "I'LL i'Ll 'ſ 'S s'", "\x1b[31m\x7f\x80\x9f",
-    *LITERALS, "a" * 70_000, "é" * 40_000, " " * 70_000, "\n" * 70_000, "1" * 50_000, "!?" * 40_000, "ab1 " * 30_000,
-    "\u0301" * 5000, "\r\n" * 5000 + "x",
-]  # fmt: skip
+    "e\u0301\u0301\u0323 \u0301 alone",
+    "\u1aeb\u0301 \u1df6\u0301 q\u0307\u0323 \u0e31\u0e34 \U0001e4ec\u0301",
+    "각 \u1100\u1161\u11a8 ᄀᄀ",
+    "👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 🇩🇪🇫 ❤️",
+    "\u0378\U000e0fff\U0010ffff\uffff\ue000",
+    "naïve ﬁ ſ K İı ŉ ǆ",
+    "漢字かな交じり文。한국어",
+    "עברית العربية ١٢٣ हिन्दी ไทย",
+    "I'LL i'Ll 'ſ 'S s'",
+    "\x1b[31m\x7f\x80\x9f",
+    *LITERALS,
+    "a" * 70_000,
+    "é" * 40_000,
+    " " * 70_000,
+    "\n" * 70_000,
+    "1" * 50_000,
+    "!?" * 40_000,
+    "ab1 " * 30_000,
+    "\u0301" * 5000,
+    "\r\n" * 5000 + "x",
+]
 
 
 @cache

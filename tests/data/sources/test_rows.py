@@ -33,9 +33,11 @@ def test_text_columns_of_any_kind(tmp_path: Path, kind: pa.DataType) -> None:
     table = pa.table({"text": pa.array(["one", None, "", "naïve"]).cast(kind), "id": pa.array([7, None, 8, 9])})
     pq.write_table(table, tmp_path / "t.parquet", store_schema=True)
     assert rows(tmp_path / "t.parquet", "id") == [
-        Row(0, "7", "one", None), Row(1, None, None, "no_text"), Row(2, "8", "", "empty_text"),
+        Row(0, "7", "one", None),
+        Row(1, None, None, "no_text"),
+        Row(2, "8", "", "empty_text"),
         Row(3, "9", "naïve", None),
-    ]  # fmt: skip
+    ]
 
 
 def test_one_value_that_is_not_utf8_spoils_no_other(tmp_path: Path) -> None:
@@ -54,14 +56,28 @@ def test_row_numbers_are_those_of_the_file(tmp_path: Path) -> None:
 
 
 LINES = [
-    b'{"text": "one", "id": "a"}', b"not json", b"", b'["a list"]', b'{"id": "c"}', b'{"text": 5}', b'{"text": ""}',
-    b'{"text": "lone \\ud800"}', b'{"text": "bad \xff"}', b'{"text": "last", "id": 3}',
-]  # fmt: skip
+    b'{"text": "one", "id": "a"}',
+    b"not json",
+    b"",
+    b'["a list"]',
+    b'{"id": "c"}',
+    b'{"text": 5}',
+    b'{"text": ""}',
+    b'{"text": "lone \\ud800"}',
+    b'{"text": "bad \xff"}',
+    b'{"text": "last", "id": 3}',
+]
 EXPECTED = [
-    Row(0, "a", "one", None), Row(1, None, None, "invalid_json"), Row(3, None, None, "invalid_json"),
-    Row(4, "c", None, "no_text"), Row(5, None, "5", "not_text"), Row(6, None, "", "empty_text"),
-    Row(7, None, "lone \\ud800", "invalid_unicode"), Row(8, None, None, "invalid_json"), Row(9, "3", "last", None),
-]  # fmt: skip
+    Row(0, "a", "one", None),
+    Row(1, None, None, "invalid_json"),
+    Row(3, None, None, "invalid_json"),
+    Row(4, "c", None, "no_text"),
+    Row(5, None, "5", "not_text"),
+    Row(6, None, "", "empty_text"),
+    Row(7, None, "lone \\ud800", "invalid_unicode"),
+    Row(8, None, None, "invalid_json"),
+    Row(9, "3", "last", None),
+]
 
 
 def test_jsonl_plain_and_gzipped(tmp_path: Path) -> None:

@@ -134,9 +134,14 @@ def test_one_set_without_names_is_split_by_document() -> None:
 
 @pytest.mark.parametrize(
     ("names", "told"),
-    [(["train.parquet", "test.parquet"], r"no file is of the split validation"),
-     (["train.parquet", "test.parquet", "validation.parquet", "more.parquet"], "more.parquet is named after no split")],
-)  # fmt: skip
+    [
+        (["train.parquet", "test.parquet"], r"no file is of the split validation"),
+        (
+            ["train.parquet", "test.parquet", "validation.parquet", "more.parquet"],
+            "more.parquet is named after no split",
+        ),
+    ],
+)
 def test_a_missing_split_or_an_odd_file_is_an_error(names: list[str], told: str) -> None:
     with pytest.raises(SourceError, match=told):
         refer([file(name) for name in names], "somewhere")

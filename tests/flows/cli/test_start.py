@@ -25,6 +25,7 @@ print(json.dumps([code, [name for name in slow if name in sys.modules]]))
         (["--help"], 0),
         (["artifacts", "list", "--root", "none"], 1),
         (["plan", "--preset", "tiny-article", "--root", "none"], 0),
+        (["plan", "--preset", "tiny", "--root", "none"], 0),
         (["run", "tokenz"], 1),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
