@@ -146,7 +146,7 @@ def _read_record(url: str) -> Checkpoint:
         if outside:
             raise ValueError(f"{outside[0]!r} is not a path inside its folder")
         return Checkpoint(record["step"], url.removesuffix(f"/{RECORD}"), record["files"])
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"checkpoint file {url} is damaged ({error}); {_remedy(url)}") from error
 
 

@@ -48,6 +48,13 @@ def test_a_flipped_byte_is_refused_by_name(stopped: Path, tmp_path: Path, name: 
         run(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["[]", "3", "null", '"x"', "{}", '{"record_sha256": 1}', "{"])
+def test_a_record_of_another_form_is_refused_by_name(stopped: Path, tmp_path: Path, text: str) -> None:
+    (stopped / "step-00000004" / "checkpoint.json").write_text(text)
+    with pytest.raises(ArtifactError, match=r"step-00000004/checkpoint.json is damaged"):
+        run(tmp_path)
+
+
 @pytest.mark.parametrize("change", [Path.unlink, lambda file: file.write_bytes(file.read_bytes()[:-1])])
 def test_a_missing_or_short_file_is_refused_by_name(stopped: Path, tmp_path: Path, change) -> None:
     change(stopped / "step-00000004" / "__0_0.distcp")
