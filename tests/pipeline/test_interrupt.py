@@ -25,9 +25,14 @@ def test_ctrl_c_ends_within_ten_seconds_and_the_next_run_continues(copy, tmp_pat
     words = ["run", "pretrain", "--json", "--root", str(copy)]
     words += assignments({**SETTINGS, "pretrain": {**SETTINGS["pretrain"], **longer}})
     run = subprocess.Popen(
-        [str(BIN / "bitlm"), *words], env=environment(tmp_path), cwd=tmp_path, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [str(BIN / "bitlm"), *words],
+        env=environment(tmp_path),
+        cwd=tmp_path,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     _wait_for(lambda: list(copy.glob(".work/pretrain/*/scratch/checkpoints/*/checkpoint.json")), 300)
     processes = psutil.Process(run.pid).children(recursive=True)
     began = time.monotonic()

@@ -81,9 +81,11 @@ def test_a_walk_stops_after_so_many_documents(packages: Path, tmp_path: Path) ->
 
 def reference(samples: Path) -> list[str]:
     return [
-        "corpus.name=reference", f"corpus.source={samples}/fineweb/*_rows.parquet",
-        f"corpus.summaries={samples}/xsum", "corpus.validation_fraction=0.1",
-    ]  # fmt: skip
+        "corpus.name=reference",
+        f"corpus.source={samples}/fineweb/*_rows.parquet",
+        f"corpus.summaries={samples}/xsum",
+        "corpus.validation_fraction=0.1",
+    ]
 
 
 def test_outside_files_are_referred_to_not_copied(samples: Path, tmp_path: Path) -> None:
@@ -92,8 +94,9 @@ def test_outside_files_are_referred_to_not_copied(samples: Path, tmp_path: Path)
     source = json.loads((tmp_path / record.id / "source.json").read_text())
     assert source["kind"] == "reference"
     assert [(file["path"], file["rows"]) for file in source["files"]] == [
-        ("complete_rows.parquet", 20), ("first_rows.parquet", 300),
-    ]  # fmt: skip
+        ("complete_rows.parquet", 20),
+        ("first_rows.parquet", 300),
+    ]
     assert source["files"][0]["columns"]["language_score"] == "double"
     assert source["id_column"] == "id"
     assert record.metrics["documents"] == 320
@@ -140,6 +143,8 @@ def test_a_missing_summary_column_names_file_and_column(samples: Path, tmp_path:
     pq.write_table(pa.table({"document": ["a"], "highlights": ["b"]}), tmp_path / "all.parquet")
     with pytest.raises(SourceError, match=r"all\.parquet has no column 'summary'"):
         run_stages(
-            tmp_path / "root", f"corpus.source={samples}/fineweb/first_rows.parquet",
-            f"corpus.summaries={tmp_path}/all.parquet", last="corpus",
-        )  # fmt: skip
+            tmp_path / "root",
+            f"corpus.source={samples}/fineweb/first_rows.parquet",
+            f"corpus.summaries={tmp_path}/all.parquet",
+            last="corpus",
+        )

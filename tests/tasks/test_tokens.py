@@ -47,10 +47,13 @@ def source(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def settings(source: Path, samples: Path) -> list[str]:
     return [
-        "corpus.name=real", f"corpus.source={source}", f"corpus.summaries={samples}/xsum",
-        f"tokenizer.source={samples}/qwen3/tokenizer.json", "corpus.validation_fraction=0.1",
+        "corpus.name=real",
+        f"corpus.source={source}",
+        f"corpus.summaries={samples}/xsum",
+        f"tokenizer.source={samples}/qwen3/tokenizer.json",
+        "corpus.validation_fraction=0.1",
         "tokens.unit_bytes=200000",
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +98,12 @@ def test_counts_add_up_and_nothing_is_dropped(undisturbed: tuple[Path, Record], 
     summary = json.loads((root / record.id / "tokens.json").read_text())
     rejected = pa.concat_tables([pq.read_table(path) for path in sorted((root / record.id).glob("rejected/*.parquet"))])
     assert [(row["reason"], row["file"], row["row"]) for row in rejected.to_pylist()] == [
-        ("no_text", "b.jsonl", 1), ("empty_text", "b.jsonl", 2), ("test_document", "b.jsonl", 3),
-        ("invalid_json", "b.jsonl", 4), ("invalid_unicode", "b.jsonl", 5),
-    ]  # fmt: skip
+        ("no_text", "b.jsonl", 1),
+        ("empty_text", "b.jsonl", 2),
+        ("test_document", "b.jsonl", 3),
+        ("invalid_json", "b.jsonl", 4),
+        ("invalid_unicode", "b.jsonl", 5),
+    ]
     assert summary["rejected"] == dict.fromkeys(sorted(rejected["reason"].to_pylist()), 1)
     splits = summary["splits"].values()
     assert summary["documents_in"] == 307 == sum(split["documents"] for split in splits) + len(rejected)
@@ -212,8 +218,10 @@ def test_a_source_that_changed_or_broke_stops_the_run(samples: Path, tmp_path: P
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table({"text": [f"{i * 7919:x} " * 50 for i in range(300)]}), path, row_group_size=100)
     given = [
-        f"corpus.source={path}", f"corpus.summaries={samples}/xsum", f"tokenizer.source={samples}/qwen3/tokenizer.json",
-    ]  # fmt: skip
+        f"corpus.source={path}",
+        f"corpus.summaries={samples}/xsum",
+        f"tokenizer.source={samples}/qwen3/tokenizer.json",
+    ]
     made = run_stages(tmp_path / "root", *given, last="tokenizer")
     stat, data = path.stat(), bytearray(path.read_bytes())
     start = pq.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
@@ -243,9 +251,12 @@ def test_units_are_cut_by_bytes_and_small_files_share_one() -> None:
     ]
     planned = units.plan(files, 10)
     assert [[(part.path, part.row_groups, part.first_row, part.rows) for part in unit.parts] for unit in planned] == [
-        [("a", (0, 2), 0, 10)], [("a", (2, 3), 10, 12)], [("a", (3, 5), 22, 6), ("b", (0, 1), 0, 5)],
-        [("c", None, None, None)], [("e", (0, 1), 0, 5)],
-    ]  # fmt: skip
+        [("a", (0, 2), 0, 10)],
+        [("a", (2, 3), 10, 12)],
+        [("a", (3, 5), 22, 6), ("b", (0, 1), 0, 5)],
+        [("c", None, None, None)],
+        [("e", (0, 1), 0, 5)],
+    ]
     assert [unit.bytes for unit in planned] == [10, 12, 11, 100, 5]
     assert [unit.index for unit in planned] == list(range(5))
     tiny = [files[1].model_copy(update={"path": f"{number:05d}"}) for number in range(10_000)]

@@ -60,9 +60,12 @@ def settings(tmp_path: Path) -> list[str]:
         table = pa.table({"document": [f"{split} document"], "summary": ["of it"], "id": ["1"]})
         pq.write_table(table, tmp_path / "summaries" / f"{split}.parquet")
     return [
-        f"corpus.source={tmp_path / 'source'}", f"corpus.summaries={tmp_path / 'summaries'}",
-        "corpus.validation_fraction=0.1", "tokenizer.vocab_size=300", "tokens.unit_bytes=1",
-    ]  # fmt: skip
+        f"corpus.source={tmp_path / 'source'}",
+        f"corpus.summaries={tmp_path / 'summaries'}",
+        "corpus.validation_fraction=0.1",
+        "tokenizer.vocab_size=300",
+        "tokens.unit_bytes=1",
+    ]
 
 
 def start(function: Callable, *arguments: Any) -> BaseProcess:

@@ -42,10 +42,13 @@ def cluster(s3: S3) -> Iterator[None]:  # noqa: F811
 @pytest.mark.usefixtures("cluster")
 def test_faults_of_the_store_change_nothing_and_a_refusal_ends_the_run(s3: S3, source: str, samples: Path) -> None:  # noqa: F811
     settings = [
-        "corpus.name=real", f"corpus.source={source}", f"corpus.summaries={samples}/xsum",
-        f"tokenizer.source={samples}/qwen3/tokenizer.json", "corpus.validation_fraction=0.2",
+        "corpus.name=real",
+        f"corpus.source={source}",
+        f"corpus.summaries={samples}/xsum",
+        f"tokenizer.source={samples}/qwen3/tokenizer.json",
+        "corpus.validation_fraction=0.2",
         "tokens.unit_bytes=50000",
-    ]  # fmt: skip
+    ]
     plain, disturbed, refused = (storage.join(s3.root, name) for name in ("plain", "disturbed", "refused"))
     expected = run_stages(plain, *settings)["tokens"]
     assert expected.metrics["rejected"] == 1
