@@ -62,6 +62,7 @@ class S3:
 
 class _Proxy(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else a body waits 40 ms until its head is acknowledged
 
     def _pass(self) -> None:
         s3 = self.server.s3
