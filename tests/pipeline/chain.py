@@ -16,7 +16,7 @@ PROJECT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
 SETTINGS: dict[str, Any] = {
-    "corpus": {"max_documents": 4000},
+    "corpus": {"max_documents": 2000},
     "tokenizer": {"vocab_size": 512},
     "tokens": {"unit_bytes": 200_000},
     "model": {
@@ -65,16 +65,9 @@ STEPS = [
     "report/tiny",
 ]
 
-# One step of each kind. Without them a finished root is made whole again by making just these. Pretraining is of the
-# same kind as fine-tuning: the same loop, in the same workers, from other batches.
-ONE_OF_EACH = [
-    "corpus/tiny",
-    "tokenizer/tiny",
-    "tokens/tiny",
-    "finetune/tiny-diffusion",
-    "evaluate/tiny-diffusion-finetuned",
-    "report/tiny",
-]
+# One step of each kind: Ray tasks, Ray Train, Ray Data, no Ray. A finished root without these is made whole again by
+# making just these.
+ONE_OF_EACH = ["tokens/tiny", "finetune/tiny-diffusion", "evaluate/tiny-diffusion-finetuned", "report/tiny"]
 
 
 def assignments(settings: dict[str, Any]) -> list[str]:

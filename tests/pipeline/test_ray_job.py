@@ -73,7 +73,7 @@ def _upload_all_but(steps: list[str], root: Path, url: str) -> None:
 
 
 def test_as_a_ray_job_with_its_root_on_s3(finished, tmp_path, s3_root, prefect_url, capsys):  # noqa: F811
-    _upload_all_but(ONE_OF_EACH, finished.root, s3_root)
+    _upload_all_but(["corpus/tiny", "tokenizer/tiny", *ONE_OF_EACH], finished.root, s3_root)
     jobs, port = _free_port(), _free_port()
     address = f"http://127.0.0.1:{jobs}"
     env = environment(tmp_path, BITLM_JOB_PORT=str(jobs), BITLM_RAY_PORT=str(port), RAY_AUTH_MODE="token")
