@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import runpy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,11 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 import ray
 import torch
 from hypothesis import settings
+
+# Every Python that a test starts runs sitecustomize.py from this folder; this one does so here.
+STARTUP = Path(__file__).parent / "startup"
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(STARTUP), os.environ.get("PYTHONPATH")]))
+runpy.run_path(str(STARTUP / "sitecustomize.py"))
 
 # Processes that a fork server starts need not import these once more, which takes seconds.
 multiprocessing.set_forkserver_preload(["bitlm.train.loop", "tests.tasks.dying"])
