@@ -40,9 +40,12 @@ class RealCodes:
     void: Void = "clamp"
 
     def __call__(self, values_nmB: Tensor) -> Tensor:
-        """Any values → values of the same magnitude whose signs are the code of a real token."""
+        """Any values → values of the same magnitude whose signs are the code of a real token.
+
+        A zero, which has no sign, becomes ±1e-30.
+        """
         ids = decode(values_nmB, self.vocab_size, self.void)
-        return values_nmB.abs() * encode(ids, values_nmB.shape[-1], check=False)
+        return values_nmB.abs().clamp(min=1e-30) * encode(ids, values_nmB.shape[-1], check=False)
 
 
 @dataclass(frozen=True)

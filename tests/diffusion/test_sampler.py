@@ -292,3 +292,11 @@ def test_real_codes_change_the_signs_of_void_corners_only() -> None:
         assert torch.equal(decode(found, 5), decode(values, 5, void))
         untouched = decode(values, 8) < 5
         assert torch.equal(found[untouched], values[untouched])
+
+
+@pytest.mark.parametrize("void", ["clamp", "nearest"])
+def test_a_bit_of_zero_keeps_the_sign_of_its_token(void: str) -> None:
+    """Of 8 corners 4 are tokens; the bits that turn a void corner into a token may have no magnitude."""
+    values = torch.tensor([[[1.0, -1.0, 0.0], [1.0, 0.0, 0.5], [1.0, 0.3, 0.0], [0.0, 0.0, 0.0]]])
+    found = RealCodes(4, void)(values)
+    assert torch.equal(decode(found, 8), decode(values, 4, void))  # read without any rule for void corners
