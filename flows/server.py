@@ -6,15 +6,18 @@ itself when the pipe to its owner closes, however the owner ended.
 """
 
 import os
+import re
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import IO
 
 import httpx
-from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
 from bitlm.errors import BitLMError
 
@@ -29,62 +32,71 @@ def prefect_api() -> Iterator[str]:
     if configured:
         yield configured
         return
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    guard = subprocess.Popen(
-        [sys.executable, "-m", "flows.server", str(port)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        env={**os.environ, "PREFECT_UI_ENABLED": "0"},
-    )
-    try:
-        url = f"http://127.0.0.1:{port}/api"
-        _wait_until_ready(url, guard)
-        with temporary_settings({PREFECT_API_URL: url, PREFECT_LOGGING_TO_API_ENABLED: False}):
-            yield url
-    finally:
-        guard.kill()
-        guard.communicate()
+    with tempfile.TemporaryFile() as log:  # a pipe that nobody reads would stop the server when it is full
+        guard, url = _start(log)
+        try:
+            _wait_until_ready(url, guard, log)
+            with temporary_settings({PREFECT_API_URL: url, PREFECT_LOGGING_TO_API_ENABLED: False}):
+                yield url
+        finally:
+            guard.kill()
+            guard.communicate()
 
 
-def _wait_until_ready(url: str, guard: subprocess.Popen[bytes]) -> None:
+def _start(log: IO[bytes]) -> tuple[subprocess.Popen[bytes], str]:
+    with socket.create_server(("127.0.0.1", 0)) as listening:  # handed over: nobody can take the port meanwhile
+        guard = subprocess.Popen(
+            [sys.executable, "-m", "flows.server", str(listening.fileno())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            pass_fds=[listening.fileno()],
+            start_new_session=True,
+            env={**os.environ, "PREFECT_UI_ENABLED": "0"},
+        )
+        return guard, f"http://127.0.0.1:{listening.getsockname()[1]}/api"
+
+
+def _wait_until_ready(url: str, guard: subprocess.Popen[bytes], log: IO[bytes]) -> None:
     pause = threading.Event()
     for _ in range(STARTUP_SECONDS * 10):
         if guard.poll() is not None:
-            assert guard.stderr is not None
-            last = guard.stderr.read().decode(errors="replace").strip().splitlines()[-1:]
-            raise BitLMError(f"the local Prefect server ended while starting: {' '.join(last)}")
+            log.seek(0)
+            raise BitLMError(
+                f"the local Prefect server ended while starting: {_reason(log.read().decode(errors='replace'))} "
+                f"(its files are in {PREFECT_HOME.value()}, the value of PREFECT_HOME)"
+            )
         try:
             if httpx.get(f"{url}/health", timeout=1).status_code == httpx.codes.OK:
                 return
         except httpx.TransportError:
-            pass  # not listening yet
+            pass  # not answering yet
         pause.wait(0.1)
     raise BitLMError(
         f"the local Prefect server was not ready after {STARTUP_SECONDS} s; set PREFECT_API_URL to use a running one"
     )
 
 
+def _reason(log: str) -> str:
+    """The last exception of a log, or its last line."""
+    lines = [line for line in log.splitlines() if line.strip()]
+    raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return (raised or lines or ["without a message"])[-1]
+
+
 def _end_with_owner() -> None:
-    sys.stdin.buffer.read()
+    os.read(0, 1)  # sys.stdin would hold a lock that Python wants when it ends: it aborts, and hides why it ended
     os._exit(0)
 
 
-def _serve(port: int) -> None:
+def _serve(listening: socket.socket) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
     threading.Thread(target=_end_with_owner, daemon=True).start()
-    uvicorn.run(
-        create_app(ephemeral=True),
-        host="127.0.0.1",
-        port=port,
-        log_level="error",
-        timeout_graceful_shutdown=GRACE_SECONDS,
-    )
+    config = uvicorn.Config(create_app(ephemeral=True), log_level="error", timeout_graceful_shutdown=GRACE_SECONDS)
+    uvicorn.Server(config).run(sockets=[listening])
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]))
+    _serve(socket.socket(fileno=int(sys.argv[1])))

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -9,7 +10,9 @@ import textwrap
 import httpx
 import psutil
 import pytest
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
+from bitlm.errors import BitLMError
 from flows.server import prefect_api
 
 OWNER = textwrap.dedent("""
@@ -44,9 +47,34 @@ def test_server_ends_with_its_owner(tmp_path, sent):
     assert not alive
 
 
-def test_a_configured_server_is_used_and_none_is_started(monkeypatch):
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+def test_why_a_server_cannot_start_is_told(tmp_path, monkeypatch):
+    (tmp_path / "prefect.db").write_bytes(bytes(range(256)) * 40)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    told = rf"file is not a database \(its files are in {tmp_path}, the value of PREFECT_HOME\)"
+    with (
+        temporary_settings({PREFECT_HOME: tmp_path}, restore_defaults={PREFECT_API_URL}),
+        pytest.raises(BitLMError, match=told),
+        prefect_api(),
+    ):
+        pass
 
+
+def test_nobody_can_take_the_servers_port_while_it_starts(tmp_path, monkeypatch):
+    """A start takes seconds, in which busy machines hand out many ports."""
+
+    def takes_the_port(command, *, pass_fds, **_):
+        with socket.socket(fileno=os.dup(pass_fds[0])) as listening, socket.socket() as other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with pytest.raises(OSError, match="Address already in use"):
+                other.bind(listening.getsockname())
+        raise InterruptedError
+
+    monkeypatch.setattr(subprocess, "Popen", takes_the_port)
+    with temporary_settings(restore_defaults={PREFECT_API_URL}), pytest.raises(InterruptedError), prefect_api():
+        pass
+
+
+def test_a_configured_server_is_used_and_none_is_started(monkeypatch):
     before = _servers()  # other tests of this process may share one
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}), prefect_api() as url:
         assert url == "http://127.0.0.1:9/api"
