@@ -1,8 +1,11 @@
 """Shared fixtures. ``samples`` is a folder of small real FineWeb and XSum files; tests skip without it."""
 
+import fcntl
 import multiprocessing
 import os
 import runpy
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,7 +27,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(STARTUP), os.enviro
 runpy.run_path(str(STARTUP / "sitecustomize.py"))
 
 # Processes that a fork server starts need not import these once more, which takes seconds.
-multiprocessing.set_forkserver_preload(["bitlm.train.loop", "tests.tasks.dying"])
+multiprocessing.set_forkserver_preload(["bitlm.train.loop", "pandas", "tests.tasks.dying"])  # pyarrow imports pandas
 
 # A busy machine is no fault.
 settings.register_profile("untimed", settings(), deadline=None)
@@ -51,6 +54,37 @@ def ray_session() -> None:
 
 def pytest_sessionfinish() -> None:
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callable[[str, Callable[[Path], None]], Path]:
+    """``once(name, make)``: a folder for all test processes. The first that asks makes it, the others wait."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent
+
+    def folder(name: str, make: Callable[[Path], None]) -> Path:
+        made = shared / name
+        made.mkdir(exist_ok=True)
+        with (shared / f"{name}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not os.fstat(lock.fileno()).st_size:
+                make(made)
+                lock.write("made")
+        return made
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prefect_home(once: Callable) -> Path:
+    """A Prefect home to copy: an empty database of the newest schema, which a server takes seven seconds to make."""
+
+    def make(home: Path) -> None:
+        upgrade = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
+        environment = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+        subprocess.run(upgrade, env=environment, check=True, capture_output=True)
+
+    return once("prefect-home", make)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,6 +1,7 @@
 """The private Prefect server must be gone whenever its owner is gone."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,8 +26,8 @@ OWNER = textwrap.dedent("""
 """)
 
 
-def _start_owner(tmp_path) -> tuple[subprocess.Popen, str, list[psutil.Process]]:
-    env = {**os.environ, "PREFECT_HOME": str(tmp_path)}
+def _start_owner(home) -> tuple[subprocess.Popen, str, list[psutil.Process]]:
+    env = {**os.environ, "PREFECT_HOME": str(home)}
     env.pop("PREFECT_API_URL", None)
     owner = subprocess.Popen(
         [sys.executable, "-c", OWNER], stdout=subprocess.PIPE, env=env, text=True, start_new_session=True
@@ -35,9 +36,11 @@ def _start_owner(tmp_path) -> tuple[subprocess.Popen, str, list[psutil.Process]]
     return owner, url, psutil.Process(owner.pid).children(recursive=True)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
-def test_server_ends_with_its_owner(tmp_path, sent):
-    owner, url, children = _start_owner(tmp_path)
+@pytest.mark.parametrize(("sent", "home"), [(signal.SIGKILL, "new"), (signal.SIGINT, "used")])
+def test_server_ends_with_its_owner(tmp_path, prefect_home, sent, home):
+    if home == "used":
+        shutil.copytree(prefect_home, tmp_path / home)
+    owner, url, children = _start_owner(tmp_path / home)
     assert httpx.get(f"{url}/health").status_code == 200
     assert url.startswith("http://127.0.0.1:")
     assert children

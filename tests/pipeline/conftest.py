@@ -1,9 +1,8 @@
 """One finished root for all tests, made once and copied; and one Prefect server for each test process."""
 
-import fcntl
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,20 +21,17 @@ class Finished(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Finished:
-    """Never written to: tests that change artifacts take ``copy``. The first test process that asks for it makes it,
-    by the command line in a process of its own; the others wait."""
-    base = tmp_path_factory.getbasetemp()
-    home = (base if worker_id == "master" else base.parent) / "finished"
-    home.mkdir(exist_ok=True)
-    output = home / "run.json"
-    with (home / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not output.exists():
-            run = bitlm(home, "run", "--json", "--root", "root", settings=SETTINGS)
-            assert run.returncode == 0, run.stderr[-3000:]
-            output.write_text(run.stdout)
-    return Finished(home / "root", json.loads(output.read_text()))
+def finished(once: Callable, prefect_home: Path) -> Finished:
+    """Never written to: tests that change artifacts take ``copy``. Made by the command line in a process of its own."""
+
+    def make(home: Path) -> None:
+        shutil.copytree(prefect_home, home / "prefect")
+        run = bitlm(home, "run", "--json", "--root", "root", settings=SETTINGS)
+        assert run.returncode == 0, run.stderr[-3000:]
+        (home / "run.json").write_text(run.stdout)
+
+    home = once("finished", make)
+    return Finished(home / "root", json.loads((home / "run.json").read_text()))
 
 
 @pytest.fixture
@@ -44,9 +40,9 @@ def copy(finished: Finished, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def prefect_url(prefect_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The API of a Prefect server that all tests of this process share; flows in this process use it too."""
-    home = tmp_path_factory.mktemp("prefect")
+    home = shutil.copytree(prefect_home, tmp_path_factory.mktemp("prefect") / "home")
     with (
         pytest.MonkeyPatch.context() as patch,
         temporary_settings({PREFECT_HOME: home}, restore_defaults={PREFECT_API_URL}),

@@ -17,7 +17,8 @@ STEPS = 60
 
 
 @pytest.mark.usefixtures("prefect_url", "ray_session")
-def test_ctrl_c_ends_within_ten_seconds_and_the_next_run_continues(copy, tmp_path, capsys):
+def test_ctrl_c_ends_within_ten_seconds_and_the_next_run_continues(copy, prefect_home, tmp_path, capsys):
+    shutil.copytree(prefect_home, tmp_path / "prefect")
     for gone in ("pretrain", "finetune", "evaluate", "report"):
         shutil.rmtree(copy / gone)
     execution = {"cpus_per_worker": 1, "checkpoint_every": 5}
