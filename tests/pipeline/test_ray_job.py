@@ -24,7 +24,7 @@ RAY_AGENT_PORT = 52365
 
 
 def _free_port() -> int:
-    """Below the ports that a system gives to whoever connects: it stays free until the server that is told it starts."""
+    """Below the ports that a system gives to whoever connects, so that it stays free until a server starts on it."""
     for port in random.sample(range(20_000, 32_000), 100):
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
