@@ -81,20 +81,20 @@ def path_noise(seed: int, indices: Sequence[int], shape: BlockShape, path: Noise
     low, high = LOG_SNR
     N, m, B = shape
     strata, stagger = path.strata, path.stagger
-    eps = np.empty((len(indices), N, strata, m, B), dtype=np.float32)
-    share = np.empty((len(indices), N, strata, 1))
+    eps_bNsmB = np.empty((len(indices), N, strata, m, B), dtype=np.float32)
+    share_bNs1 = np.empty((len(indices), N, strata, 1))
     for row, index in enumerate(indices):
         rng = generator(seed, Stream.BOUND, index, 0)
-        rng.standard_normal(out=eps[row], dtype=np.float32)
-        share[row, ..., 0] = (np.arange(strata) + rng.random((N, strata))) / strata
-    starts = stagger * np.arange(m if stagger else 1)
+        rng.standard_normal(out=eps_bNsmB[row], dtype=np.float32)
+        share_bNs1[row, ..., 0] = (np.arange(strata) + rng.random((N, strata))) / strata
+    starts_m = stagger * np.arange(m if stagger else 1)
     length = 1 + (m - 1) * stagger
-    clock = torch.from_numpy(share * length - starts)  # each slot's own
-    log_snr = low + (high - low) * clock.clamp(0, 1)
-    moving = (clock > 0) & (clock < 1)
-    weights = log_snr.exp() * moving * (length * (high - low) * B / (2 * strata))  # dγ = γ d(log γ)
-    drop = torch.zeros(len(indices), N, dtype=torch.bool)
-    return Noise(torch.from_numpy(eps), t_of_log_snr(log_snr).float(), drop), weights
+    clock_bNsm = torch.from_numpy(share_bNs1 * length - starts_m)  # each slot's own
+    log_snr_bNsm = low + (high - low) * clock_bNsm.clamp(0, 1)
+    moving_bNsm = (clock_bNsm > 0) & (clock_bNsm < 1)
+    weights_bNsm = log_snr_bNsm.exp() * moving_bNsm * (length * (high - low) * B / (2 * strata))  # dγ = γ d(log γ)
+    drop_bN = torch.zeros(len(indices), N, dtype=torch.bool)
+    return Noise(torch.from_numpy(eps_bNsmB), t_of_log_snr(log_snr_bNsm).float(), drop_bN), weights_bNsm
 
 
 def tail_nats(B: int) -> float:
@@ -117,17 +117,17 @@ def validation_nats(model: ScoredModel, batch: Batch, seed: int, path: NoisePath
     noise = None
     if config.head == "diffusion":
         shape = BlockShape(L // config.block_size, config.block_size, config.num_bits)
-        noise, weights = path_noise(seed, batch.indices, shape, path)
-        noise, weights = noise.to(batch.input_ids.device), weights.to(batch.input_ids.device)
+        noise, weights_bNsm = path_noise(seed, batch.indices, shape, path)
+        noise, weights_bNsm = noise.to(batch.input_ids.device), weights_bNsm.to(batch.input_ids.device)
     training = model.training
     model.eval()
     output = model(
         batch.input_ids, batch.attention_mask, noise=noise, loss_tokens=batch.loss_tokens, diffusion=SQUARED_ERROR
     )
     model.train(training)
-    nats = output.slot_loss.double()  # [b, N, draws, m]
-    nats = nats.squeeze(2) if noise is None else (nats * weights).sum(2) + tail_nats(config.num_bits)
-    return (nats * output.in_loss).sum(1), output.in_loss.sum(1)
+    loss_bNsm = output.slot_loss.double()
+    nats_bNm = loss_bNsm.squeeze(2) if noise is None else (loss_bNsm * weights_bNsm).sum(2) + tail_nats(config.num_bits)
+    return (nats_bNm * output.in_loss).sum(1), output.in_loss.sum(1)
 
 
 def nats_per_token(

@@ -11,7 +11,7 @@ def to_codes(logits: Tensor) -> Tensor:
     return (logits / 2).tanh()
 
 
-def bit_loss(logits: Tensor, clean: Tensor, t: Tensor, diffusion: DiffusionConfig) -> Tensor:
+def bit_loss(logits_mB: Tensor, clean_mB: Tensor, t: Tensor, diffusion: DiffusionConfig) -> Tensor:
     """logits and clean codes [..., m, B] and noise levels t (broadcastable to them) → loss per slot [..., m].
 
     ``velocity``: ‖(Â_0 - A_0)/max(t, t_min)‖²; ``x``: ‖Â_0 - A_0‖²; ``bce``: -log σ(A_0·logit), nats; all averaged
@@ -19,9 +19,9 @@ def bit_loss(logits: Tensor, clean: Tensor, t: Tensor, diffusion: DiffusionConfi
     """
     assert diffusion.loss != "token"
     if diffusion.loss == "bce":
-        per_bit = F.softplus(-clean * logits)
+        per_bit_mB = F.softplus(-clean_mB * logits_mB)
     else:
-        per_bit = (to_codes(logits) - clean) ** 2
+        per_bit_mB = (to_codes(logits_mB) - clean_mB) ** 2
         if diffusion.loss == "velocity":
-            per_bit = per_bit / t.clamp(min=diffusion.t_min) ** 2
-    return per_bit.mean(dim=-1)
+            per_bit_mB = per_bit_mB / t.clamp(min=diffusion.t_min) ** 2
+    return per_bit_mB.mean(dim=-1)

@@ -67,21 +67,22 @@ def generator(seed: int, stream: Stream, first: int, second: int) -> np.random.G
 def block_noise(keys: NoiseKeys, shape: BlockShape, diffusion: DiffusionConfig) -> Noise:
     """Training noise: t follows ``t_distribution``, drop is a coin per block, and with slot noise a share of the
     (block, draw) pairs has a level of its own in every slot."""
-    b, draws = len(keys.indices), diffusion.noise_draws
+    b, d = len(keys.indices), diffusion.noise_draws
     N, m, B = shape
-    eps = np.empty((b, N, draws, m, B), dtype=np.float32)
-    t = np.empty((b, N, draws, m if diffusion.slot_noise else 1), dtype=np.float32)
-    coin = np.empty((b, N))
+    eps_bNdmB = np.empty((b, N, d, m, B), dtype=np.float32)
+    t_bNdm = np.empty((b, N, d, m if diffusion.slot_noise else 1), dtype=np.float32)
+    coin_bN = np.empty((b, N))
     for row, (index, epoch) in enumerate(zip(keys.indices, keys.epochs, strict=True)):
         rng = generator(keys.seed, Stream.TRAIN, index, epoch)
-        rng.standard_normal(out=eps[row], dtype=np.float32)
-        t[row] = _levels(rng, (N, draws, 1), diffusion)
-        coin[row] = rng.random(N)
+        rng.standard_normal(out=eps_bNdmB[row], dtype=np.float32)
+        t_bNdm[row] = _levels(rng, (N, d, 1), diffusion)
+        coin_bN[row] = rng.random(N)
         if diffusion.slot_noise:
-            own = _levels(rng, (N, draws, m), diffusion)
-            chosen = rng.random((N, draws, 1)) < diffusion.slot_noise
-            t[row] = np.where(chosen, own, t[row])
-    return Noise(torch.from_numpy(eps), torch.from_numpy(t), torch.from_numpy(coin < diffusion.condition_dropout))
+            own_Ndm = _levels(rng, (N, d, m), diffusion)
+            chosen_Nd1 = rng.random((N, d, 1)) < diffusion.slot_noise
+            t_bNdm[row] = np.where(chosen_Nd1, own_Ndm, t_bNdm[row])
+    drop_bN = coin_bN < diffusion.condition_dropout
+    return Noise(torch.from_numpy(eps_bNdmB), torch.from_numpy(t_bNdm), torch.from_numpy(drop_bN))
 
 
 def _levels(rng: np.random.Generator, shape: tuple[int, ...], diffusion: DiffusionConfig) -> np.ndarray:

@@ -1,7 +1,5 @@
 """From noise to codes in K steps: the noise levels, the update and the guidance of the article, and two of our own:
 slots that start one after another (stagger), and blocks that end early once they are decided (adaptive commitment).
-
-Shapes: n blocks, m slots, B bits.
 """
 
 from collections.abc import Callable
@@ -116,26 +114,26 @@ class Denoised:
 
 
 def denoise_block(
-    denoiser: Denoiser, noise: Tensor, schedule: Schedule, real_codes: RealCodes, *, trace: bool = False
+    denoiser: Denoiser, noise_nmB: Tensor, schedule: Schedule, real_codes: RealCodes, *, trace: bool = False
 ) -> Denoised:
     """A_1 [n, m, B] → A_0 by exactly K calls of the denoiser.
 
     A_next = ratio·A_t + (1 - ratio)·Â_0 with ratio = t_next/t. A slot's last step lands on Â_0 itself; where its signs
     are a void corner, on the code of a real token.
     """
-    current, states = noise, [noise]
+    current_nmB, states = noise_nmB, [noise_nmB]
     for k in range(schedule.num_steps):
-        estimate = _estimate(denoiser, current, schedule, k)
-        current = _update(estimate, current, schedule, k, real_codes)
+        estimate_nmB = _estimate(denoiser, current_nmB, schedule, k)
+        current_nmB = _update(estimate_nmB, current_nmB, schedule, k, real_codes)
         if trace:
-            states.append(current)
-    steps = torch.full((len(noise),), schedule.num_steps)
-    return Denoised(current, steps, list(torch.stack(states, dim=1)) if trace else None)
+            states.append(current_nmB)
+    steps_n = torch.full((len(noise_nmB),), schedule.num_steps)
+    return Denoised(current_nmB, steps_n, list(torch.stack(states, dim=1)) if trace else None)
 
 
 def denoise_until_committed(
     denoiser: RowDenoiser,
-    noise: Tensor,
+    noise_nmB: Tensor,
     schedule: Schedule,
     real_codes: RealCodes,
     threshold: float,
@@ -147,27 +145,28 @@ def denoise_until_committed(
 
     At most K calls per block, and at least 2 (K, where K < 2).
     """
-    final, steps = torch.empty_like(noise), torch.full((len(noise),), schedule.num_steps)
-    states: list[list[Tensor]] = [[start] for start in noise] if trace else []
-    rows = torch.arange(len(noise), device=noise.device)  # of the batch, still at work
-    current, before = noise, None
+    final_nmB, steps_n = torch.empty_like(noise_nmB), torch.full((len(noise_nmB),), schedule.num_steps)
+    states: list[list[Tensor]] = [[start] for start in noise_nmB] if trace else []
+    rows_r = torch.arange(len(noise_nmB), device=noise_nmB.device)  # of the batch, still at work
+    current_rmB, before_rmB = noise_nmB, None
     for k in range(schedule.num_steps):
-        estimate = _estimate(denoiser, current, schedule, k)
-        current = _update(estimate, current, schedule, k, real_codes)
-        decided = torch.full((len(rows),), k == schedule.num_steps - 1, device=noise.device)
-        if before is not None:
-            decided |= _decided(estimate, before, schedule.t[k], threshold)
-        current = torch.where(decided[:, None, None], real_codes(estimate), current)
-        for row, state in zip(rows.tolist(), current, strict=True) if trace else ():
+        estimate_rmB = _estimate(denoiser, current_rmB, schedule, k)
+        current_rmB = _update(estimate_rmB, current_rmB, schedule, k, real_codes)
+        decided_r = torch.full((len(rows_r),), k == schedule.num_steps - 1, device=noise_nmB.device)
+        if before_rmB is not None:
+            decided_r |= _decided(estimate_rmB, before_rmB, schedule.t[k], threshold)
+        current_rmB = torch.where(decided_r[:, None, None], real_codes(estimate_rmB), current_rmB)
+        for row, state in zip(rows_r.tolist(), current_rmB, strict=True) if trace else ():
             states[row].append(state)
-        before = estimate
-        if decided.any():
-            gone, left = rows[decided], (~decided).nonzero().flatten()
-            final[gone], steps[gone.cpu()] = current[decided], k + 1
+        before_rmB = estimate_rmB
+        if decided_r.any():
+            gone, left = rows_r[decided_r], (~decided_r).nonzero().flatten()
+            final_nmB[gone], steps_n[gone.cpu()] = current_rmB[decided_r], k + 1
             if len(left) == 0:
                 break
-            denoiser, rows, current, before = denoiser.keep(left), rows[left], current[left], before[left]
-    return Denoised(final, steps, [torch.stack(each) for each in states] if trace else None)
+            denoiser, rows_r = denoiser.keep(left), rows_r[left]
+            current_rmB, before_rmB = current_rmB[left], before_rmB[left]
+    return Denoised(final_nmB, steps_n, [torch.stack(each) for each in states] if trace else None)
 
 
 def guide(conditional: Tensor, null: Tensor, guidance_scale: float, form: GuidanceForm) -> Tensor:
@@ -179,12 +178,12 @@ def guide(conditional: Tensor, null: Tensor, guidance_scale: float, form: Guidan
     return null + guidance_scale * (conditional - null)
 
 
-def commit_steps(states: Tensor) -> Tensor:
+def commit_steps(states_SmB: Tensor) -> Tensor:
     """A block's states [S+1, m, B] → the step after which each bit kept its final sign, [m, B] int64; 0 where the noise
     had it from the start."""
-    wrong = (states > 0) != (states[-1] > 0)  # [S+1, m, B]
-    index = torch.arange(1, len(states) + 1, device=states.device)[:, None, None]
-    return (wrong * index).amax(0)
+    wrong_SmB = (states_SmB > 0) != (states_SmB[-1] > 0)
+    step_S11 = torch.arange(1, len(states_SmB) + 1, device=states_SmB.device)[:, None, None]
+    return (wrong_SmB * step_S11).amax(0)
 
 
 def calls_per_step(guidance_scale: float) -> int:
@@ -192,26 +191,26 @@ def calls_per_step(guidance_scale: float) -> int:
     return 1 if guidance_scale == 1 else 2
 
 
-def _estimate(denoiser: Denoiser, current: Tensor, schedule: Schedule, k: int) -> Tensor:
+def _estimate(denoiser: Denoiser, current_nmB: Tensor, schedule: Schedule, k: int) -> Tensor:
     """Â_0 at step k. The denoiser sees the code of a clean slot, as in training; the slot keeps its value, which with
     guidance may lie far outside [-1, 1]."""
     if not schedule.has_clean_slot(k):
-        return denoiser(current, k)
-    clean = (schedule.t[k] == 0)[..., None]  # [1, m, 1]
-    code = torch.where(current > 0, 1.0, -1.0)
-    return torch.where(clean, current, denoiser(torch.where(clean, code, current), k))
+        return denoiser(current_nmB, k)
+    clean_1m1 = (schedule.t[k] == 0)[..., None]
+    code_nmB = torch.where(current_nmB > 0, 1.0, -1.0)
+    return torch.where(clean_1m1, current_nmB, denoiser(torch.where(clean_1m1, code_nmB, current_nmB), k))
 
 
-def _update(estimate: Tensor, current: Tensor, schedule: Schedule, k: int, real_codes: RealCodes) -> Tensor:
-    following = torch.lerp(estimate, current, schedule.ratio[k])
+def _update(estimate_nmB: Tensor, current_nmB: Tensor, schedule: Schedule, k: int, real_codes: RealCodes) -> Tensor:
+    following_nmB = torch.lerp(estimate_nmB, current_nmB, schedule.ratio[k])
     if not schedule.lands(k):
-        return following
-    landed = (schedule.ratio[k] == 0)[None]  # [1, m, 1]
-    return torch.where(landed, real_codes(following), following)
+        return following_nmB
+    landed_1m1 = (schedule.ratio[k] == 0)[None]
+    return torch.where(landed_1m1, real_codes(following_nmB), following_nmB)
 
 
-def _decided(estimate: Tensor, before: Tensor, t: Tensor, threshold: float) -> Tensor:
+def _decided(estimate_nmB: Tensor, before_nmB: Tensor, t_1m: Tensor, threshold: float) -> Tensor:
     """Whether each block may end, [n] bool."""
-    stable = (estimate > 0) == (before > 0)
-    certain = (estimate.abs() > threshold) | (t == 0)[..., None]
-    return (stable & certain).flatten(1).all(1)
+    stable_nmB = (estimate_nmB > 0) == (before_nmB > 0)
+    certain_nmB = (estimate_nmB.abs() > threshold) | (t_1m == 0)[..., None]
+    return (stable_nmB & certain_nmB).flatten(1).all(1)

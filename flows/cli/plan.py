@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
+from bitlm.artifacts.ids import parse_id
 from bitlm.artifacts.lineage import explain
 from bitlm.artifacts.store import Store
 from bitlm.config import PipelineConfig
@@ -75,11 +76,9 @@ def _plan(step: Step, store: Store) -> PlannedStep:
 
 def _show(planned: Sequence[PlannedStep]) -> None:
     console = Console()
-    table = Table(title="plan", title_justify="left")
-    for column in ("step", "action", "why"):
-        table.add_column(column, overflow="fold")
+    table = Table(Column("step", no_wrap=True), Column("action", no_wrap=True), "why")
     for one in planned:
-        action = f"reuse {one.artifact}" if one.artifact else "[bold]make[/]"
+        action = f"reuse v{parse_id(one.artifact).version}" if one.artifact else "[bold]make[/]"
         table.add_row(one.step.key, action, "\n".join(one.reasons))
     console.print(table)
     to_make = sum(one.artifact is None for one in planned)

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from bitlm.artifacts.lineage import tree
 from bitlm.artifacts.store import Store
 from bitlm.config import PipelineConfig
 from bitlm.evaluate.table import Row, terminal
+from bitlm.storage import redact
 from flows.cli.options import add_selection, configuration, inputs, print_json, stages
 from flows.selection import Selection, check
 
@@ -58,13 +59,12 @@ def _run_flow(
 def _show(summaries: Sequence[Mapping[str, Any]], root: str) -> None:
     """What was made or reused; for a report also its ROUGE table, its lineage and its path."""
     console = Console()
-    table = Table(title="artifacts", title_justify="left")
-    for column in ("artifact", "", "made in", "path"):
-        table.add_column(column, overflow="fold")
+    table = Table(*(Column(name, no_wrap=True) for name in ("artifact", "", "made in")))
     for summary in summaries:
         state = "reused" if summary["reused"] else "made"
-        table.add_row(summary["id"], state, f"{summary['seconds']:.1f} s", summary["path"])
+        table.add_row(summary["id"], state, f"{summary['seconds']:.1f} s")
     console.print(table)
+    console.print(f"artifacts in {redact(Store(root).root)}", highlight=False, markup=False, soft_wrap=True)
     for summary in summaries:
         if summary["id"].startswith("report/"):
             _show_report(summary["id"], Store(root), console)

@@ -21,7 +21,7 @@ def test_every_step_is_made_once(finished):
 
 @pytest.mark.usefixtures("prefect_url")
 def test_a_second_run_reuses_everything_and_shows_the_result(finished, monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("COLUMNS", "80")
     assert main(["run", "--root", str(finished.root), *assignments(SETTINGS)]) == 0
     printed = capsys.readouterr()
     progress = ESCAPES.sub("", printed.err)
@@ -37,6 +37,8 @@ def test_a_second_run_reuses_everything_and_shows_the_result(finished, monkeypat
         "lineage",
     ):
         assert shown in printed.out
+    for step in STEPS:  # on one line, no word broken
+        assert re.search(rf"│ {step}@v1 +│ reused │", printed.out)
     page = Path(printed.out.strip().splitlines()[-1].split()[-1])
     assert page.read_text(encoding="utf8").startswith("<!doctype html>")
 
@@ -49,6 +51,15 @@ def test_the_plan_tells_what_changes_and_what_follows(finished, capsys):
     assert remade == {s for s in STEPS if s.startswith("finetune") or s.endswith("finetuned") or s.startswith("report")}
     assert steps["finetune/tiny-lm"]["reasons"] == ["finetune.steps: 4 → 5"]
     assert steps["pretrain/tiny-lm"]["artifact"] == "pretrain/tiny-lm@v1"
+
+
+def test_the_plan_for_people_breaks_no_word(finished, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    changed = {**SETTINGS, "finetune": {**SETTINGS["finetune"], "steps": 5}}
+    assert main(["plan", "--root", str(finished.root), *assignments(changed)]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"│ evaluate/tiny-diffusion-pretrained +│ reuse v1 +│ +│", shown)
+    assert re.search(r"│ finetune/tiny-lm +│ make +│ finetune.steps: 4 → 5 +│", shown)
 
 
 @pytest.mark.usefixtures("prefect_url")
