@@ -1,6 +1,7 @@
 """What a driver learns about its training while it runs.
 
-A module of its own, because the processes that hold it need no torch and would otherwise load it at every start.
+A module of its own, because the process that holds it needs neither torch nor Ray Train and would otherwise load them
+at every start.
 """
 
 from dataclasses import dataclass
@@ -8,7 +9,6 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.train.v2._internal.execution.callback import ControllerCallback
 
 from bitlm.errors import BitLMError
 
@@ -49,13 +49,3 @@ class Monitor:
 
     def status(self) -> TrainingStatus:
         return self._status
-
-
-class ControllerRegistration(ControllerCallback):
-    """Runs in the controller, and tells the monitor its handle, which Ray Train does not expose."""
-
-    def __init__(self, monitor: ActorHandle) -> None:
-        self._monitor = monitor
-
-    def after_controller_start(self, train_run_context: Any) -> None:
-        self._monitor.set_controller.remote(ray.get_runtime_context().current_actor)

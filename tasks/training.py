@@ -22,7 +22,8 @@ from bitlm.config import TrainConfig, TrainExecution
 from bitlm.errors import ArtifactError, BitLMError, ConfigError
 from bitlm.steps import Step
 from bitlm.train.loop import Folders, Setup, train
-from tasks.monitor import ControllerRegistration, Monitor, TrainingStatus
+from tasks.monitor import Monitor, TrainingStatus
+from tasks.registration import ControllerRegistration
 
 if TYPE_CHECKING:  # workers, which load this module, need no Prefect
     from tasks.run import Run

@@ -5,10 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from bitlm.artifacts.store import Store
 
@@ -32,11 +35,11 @@ SETTINGS: dict[str, Any] = {
     "pretrain": {
         "sequence_length": 64,
         "batch_size": 4,
-        "steps": 4,
+        "steps": 60,  # time to be interrupted
         "warmup_steps": 1,
-        "validate_every": 4,
+        "validate_every": 30,
         "validation_batches": 1,
-        "execution": {"cpus_per_worker": 1, "checkpoint_every": 2},
+        "execution": {"cpus_per_worker": 1, "checkpoint_every": 5},
     },
     "finetune": {
         "batch_size": 4,
@@ -95,6 +98,23 @@ def bitlm(
     return subprocess.run(
         command, env=environment(home, **more), capture_output=True, text=True, timeout=500, cwd=home, check=False
     )
+
+
+def interrupted(home: Path, *words: str, settings: dict[str, Any], checkpoints: str) -> dict[str, Any]:
+    """Run the command line until there is a checkpoint, a file that ``checkpoints`` matches below ``home``, and press
+    Ctrl-C. What then happened: the exit code, after how many seconds, and the processes that are left."""
+    command = [str(BIN / "bitlm"), *words, *assignments(settings)]
+    with running(command, home / "interrupted.log", env=environment(home), cwd=home) as run:
+        while not any(home.glob(checkpoints)):
+            assert run.poll() is None, (home / "interrupted.log").read_text()[-3000:]
+            time.sleep(0.02)
+        processes = psutil.Process(run.pid).children(recursive=True)
+        began = time.monotonic()
+        os.killpg(run.pid, signal.SIGINT)
+        code = run.wait(timeout=60)
+        seconds = time.monotonic() - began
+    _, alive = psutil.wait_procs(processes, timeout=3)
+    return {"code": code, "seconds": seconds, "alive": [str(process) for process in alive]}
 
 
 @contextmanager

@@ -7,31 +7,38 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from chain import SETTINGS, bitlm
+from chain import SETTINGS, bitlm, complete, interrupted
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
 from flows.server import prefect_api
 
 
 class Finished(NamedTuple):
-    """A root that holds every step of ``SETTINGS``, and what the run that made it said."""
+    """A root that holds every step of ``SETTINGS``: a run that was interrupted in the first training (what happened
+    then, and which artifacts there were), and the run that went on (what it said)."""
 
     root: Path
+    interrupt: dict[str, Any]
+    left: list[str]
     summaries: list[dict[str, Any]]
 
 
 @pytest.fixture(scope="session")
 def finished(once: Callable, prefect_home: Path) -> Finished:
-    """Never written to: tests that change artifacts take ``copy``. Made by the command line in a process of its own."""
+    """Never written to: tests that change artifacts take ``copy``. Made by the command line, as a user would."""
 
     def make(home: Path) -> None:
         shutil.copytree(prefect_home, home / "prefect")
-        run = bitlm(home, "run", "--json", "--root", "root", settings=SETTINGS)
+        words = ["run", "--json", "--root", "root"]
+        first = "root/.work/pretrain/*/scratch/checkpoints/*/checkpoint.json"
+        interrupt = interrupted(home, *words, settings=SETTINGS, checkpoints=first)
+        left = complete(str(home / "root"))
+        run = bitlm(home, *words, settings=SETTINGS)
         assert run.returncode == 0, run.stderr[-3000:]
-        (home / "run.json").write_text(run.stdout)
+        (home / "runs.json").write_text(json.dumps([interrupt, left, json.loads(run.stdout)]))
 
     home = once("finished", make)
-    return Finished(home / "root", json.loads((home / "run.json").read_text()))
+    return Finished(home / "root", *json.loads((home / "runs.json").read_text()))
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def test_faults_of_the_store_change_nothing_and_a_refusal_ends_the_run(s3: S3, s
         "corpus.name=real",
         f"corpus.source={source}",
         f"corpus.summaries={samples}/xsum",
-        f"tokenizer.source={samples}/qwen3/tokenizer.json",
+        "tokenizer.vocab_size=512",
         "corpus.validation_fraction=0.2",
         "tokens.unit_bytes=50000",
     ]
