@@ -105,16 +105,15 @@ def build() -> Callable:
 
 
 # Files that take long, in the order in which two test processes should begin them: what others wait for goes first, and
-# many short files remain for the end, so that both processes end at about the same time.
+# those that wait for it come when it is likely made. Many short files remain for the end, so that both processes end at
+# about the same time.
 LONG = (
     "tests/pipeline/test_command_line.py",
     "tests/tasks/test_tokens_kills.py",
     "tests/tasks/test_training.py",
-    "tests/tasks/test_evaluate.py",
-    "tests/pipeline/test_deployment.py",
+    "tests/tasks/",
     "tests/pipeline/test_ray_job.py",
     "tests/pipeline/",
-    "tests/tasks/",
 )
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 
 from bitlm.artifacts.store import Store
@@ -132,6 +133,34 @@ def running(command: list[str], log: Path, **options: Any) -> Iterator[subproces
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+
+
+def deployed(home: Path, api: str, root: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Finish the root by a deployment of the pipeline on a Prefect worker, then run deployments of one stage and with
+    a wrong setting. The exit codes, and what the Prefect server at ``api`` shows under Artifacts."""
+    env = environment(home, PREFECT_API_URL=api, PREFECT_WORKER_QUERY_SECONDS="1")
+    prefect, log = str(BIN / "prefect"), home / "worker.log"
+
+    def ask(*words: str) -> int:
+        asked = subprocess.run([prefect, *words], env=env, cwd=PROJECT, capture_output=True, text=True, timeout=500)
+        assert asked.returncode in (0, 1), asked.stdout[-2000:] + asked.stderr[-2000:]
+        return asked.returncode
+
+    def run(name: str, config: dict[str, Any]) -> int:
+        words = ["-p", f"config={json.dumps(config)}", "-p", f"root={json.dumps(str(root))}", "--watch"]
+        return ask("deployment", "run", name, *words)
+
+    codes = {
+        "pool": ask("work-pool", "create", "--type", "process", "bitlm"),
+        "deploy": ask("--no-prompt", "deploy", "--all"),
+    }
+    with running([prefect, "worker", "start", "--pool", "bitlm"], log, env=env):
+        codes["pipeline"] = run("pipeline/tiny", {"preset": "tiny", **settings})
+        assert codes["pipeline"] == 0, log.read_text()[-4000:]
+        codes["stage"] = run("tokens/default", {"preset": "tiny", **settings})
+        codes["wrong"] = run("pipeline/tiny", {"pretrain": {"steps": "many"}})
+    shown = httpx.post(f"{api}/artifacts/filter", json={}).json()
+    return {"codes": codes, "keys": [one["key"] for one in shown], "types": [one["type"] for one in shown]}
 
 
 def complete(root: str) -> list[str]:

@@ -7,38 +7,38 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from chain import SETTINGS, bitlm, complete, interrupted
+from chain import SETTINGS, complete, deployed, interrupted
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
 from flows.server import prefect_api
 
 
 class Finished(NamedTuple):
-    """A root that holds every step of ``SETTINGS``: a run that was interrupted in the first training (what happened
-    then, and which artifacts there were), and the run that went on (what it said)."""
+    """A root that holds every step of ``SETTINGS``. The command line began it and was interrupted in the first
+    training (``interrupt``: what happened, ``left``: the artifacts that there were); a deployment finished it
+    (``deployment``: what happened)."""
 
     root: Path
     interrupt: dict[str, Any]
     left: list[str]
-    summaries: list[dict[str, Any]]
+    deployment: dict[str, Any]
 
 
 @pytest.fixture(scope="session")
-def finished(once: Callable, prefect_home: Path) -> Finished:
-    """Never written to: tests that change artifacts take ``copy``. Made by the command line, as a user would."""
+def finished(once: Callable, prefect_home: Path, prefect_url: str) -> Finished:
+    """Never written to: tests that change artifacts take ``copy``."""
 
     def make(home: Path) -> None:
         shutil.copytree(prefect_home, home / "prefect")
-        words = ["run", "--json", "--root", "root"]
-        first = "root/.work/pretrain/*/scratch/checkpoints/*/checkpoint.json"
-        interrupt = interrupted(home, *words, settings=SETTINGS, checkpoints=first)
-        left = complete(str(home / "root"))
-        run = bitlm(home, *words, settings=SETTINGS)
-        assert run.returncode == 0, run.stderr[-3000:]
-        (home / "runs.json").write_text(json.dumps([interrupt, left, json.loads(run.stdout)]))
+        root = home / "root"
+        checkpoints = "root/.work/pretrain/*/scratch/checkpoints/*/checkpoint.json"
+        interrupt = interrupted(home, "run", "--root", str(root), settings=SETTINGS, checkpoints=checkpoints)
+        left = complete(str(root))
+        deployment = deployed(home, prefect_url, root, SETTINGS)
+        (home / "told.json").write_text(json.dumps([interrupt, left, deployment]))
 
     home = once("finished", make)
-    return Finished(home / "root", *json.loads((home / "runs.json").read_text()))
+    return Finished(home / "root", *json.loads((home / "told.json").read_text()))
 
 
 @pytest.fixture

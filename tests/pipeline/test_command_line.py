@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from chain import SETTINGS, STEPS, assignments
 
+from bitlm.artifacts.store import Store
 from flows.cli import main
 
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
@@ -62,7 +63,7 @@ def test_a_single_stage_takes_a_given_input_and_prints_json(finished, capsys):
     assert main([*words, *assignments(SETTINGS)]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert (summary["id"], summary["reused"]) == ("tokens/tiny@v1", True)
-    assert summary["metrics"]["documents_in"] == finished.summaries[0]["metrics"]["documents"]
+    assert summary["metrics"]["documents_in"] == Store(str(finished.root)).load("corpus/tiny").metrics["documents"]
     assert Path(summary["path"]).is_dir()
 
 
@@ -78,12 +79,12 @@ def test_generate_continues_a_prompt(finished, capsys):
 
 
 def test_predictions_score_as_the_record_says(finished, tmp_path, capsys):
-    evaluated = next(s for s in finished.summaries if s["id"] == "evaluate/tiny-lead@v1")
-    table = pq.read_table(Path(evaluated["path"]) / "predictions.parquet")
+    evaluated = Store(str(finished.root)).load("evaluate/tiny-lead")
+    table = pq.read_table(finished.root / evaluated.id / "predictions.parquet")
     for column, file in (("text", "p.txt"), ("reference", "r.txt")):
         lines = "".join(f"{' '.join(text.split())}\n" for text in table[column].to_pylist())
         (tmp_path / file).write_text(lines, encoding="utf8")
     files = ["--predictions", str(tmp_path / "p.txt"), "--references", str(tmp_path / "r.txt")]
     assert main(["score", *files, "--json"]) == 0
     rouge1 = json.loads(capsys.readouterr().out)["rouge1"]["f1"]
-    assert rouge1 == pytest.approx(evaluated["metrics"]["rouge1"], abs=1e-9)
+    assert rouge1 == pytest.approx(evaluated.metrics["rouge1"], abs=1e-9)
