@@ -11,6 +11,8 @@ from bitlm.config.overrides import nearest
 from bitlm.errors import ConfigError
 from bitlm.steps import STAGES
 
+NARROW = 110  # columns of a terminal, below which tables take their short form
+
 
 def add_root(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(

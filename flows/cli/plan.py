@@ -13,7 +13,7 @@ from bitlm.artifacts.lineage import explain
 from bitlm.artifacts.store import Store
 from bitlm.config import PipelineConfig
 from bitlm.steps import Step, find_artifact
-from flows.cli.options import add_selection, configuration, inputs, print_json, stages
+from flows.cli.options import NARROW, add_selection, configuration, inputs, print_json, stages
 from flows.selection import Selection, selected_steps
 
 
@@ -75,11 +75,16 @@ def _plan(step: Step, store: Store) -> PlannedStep:
 
 
 def _show(planned: Sequence[PlannedStep]) -> None:
+    """On a narrow terminal the reasons stand below the step, so that no column breaks a word."""
     console = Console()
-    table = Table(Column("step", no_wrap=True), Column("action", no_wrap=True), "why")
+    narrow = console.width < NARROW
+    table = Table(*(["step", "action"] if narrow else [Column("step", no_wrap=True), "action", "why"]))
     for one in planned:
         action = f"reuse v{parse_id(one.artifact).version}" if one.artifact else "[bold]make[/]"
-        table.add_row(one.step.key, action, "\n".join(one.reasons))
+        if narrow:
+            table.add_row("\n  ".join([one.step.key, *one.reasons]), action)
+        else:
+            table.add_row(one.step.key, action, "\n".join(one.reasons))
     console.print(table)
     to_make = sum(one.artifact is None for one in planned)
     console.print(f"{to_make} to make, {len(planned) - to_make} reused", highlight=False)

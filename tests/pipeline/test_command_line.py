@@ -48,13 +48,20 @@ def test_the_plan_tells_what_changes_and_what_follows(finished, capsys):
     assert steps["pretrain/tiny-lm"]["artifact"] == "pretrain/tiny-lm@v1"
 
 
-def test_the_plan_for_people_breaks_no_word(finished, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_plan_for_people_breaks_no_word(finished, capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
     changed = {**SETTINGS, "finetune": {**SETTINGS["finetune"], "steps": 5}}
     assert main(["plan", "--root", str(finished.root), *assignments(changed)]) == 0
     shown = capsys.readouterr().out
-    assert re.search(r"│ evaluate/tiny-diffusion-pretrained +│ reuse v1 +│ +│", shown)
-    assert re.search(r"│ finetune/tiny-lm +│ make +│ finetune.steps: 4 → 5 +│", shown)
+    assert max(map(len, shown.splitlines())) <= columns
+    words = {*shown.split()}
+    assert {
+        "finetune.steps:",
+        "inputs.evaluate:tiny-diffusion-finetuned:",
+        "evaluate/tiny-diffusion-finetuned@v1",
+    } <= words
+    assert re.search(r"│ evaluate/tiny-diffusion-pretrained +│ reuse v1 │", shown)
 
 
 @pytest.mark.usefixtures("prefect_url")
