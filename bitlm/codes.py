@@ -60,24 +60,24 @@ def decode(codes: Tensor, vocab_size: int, void: Void = "clamp") -> Tensor:
     return torch.where(ids >= vocab_size, nearest, ids)
 
 
-def _nearest(codes: Tensor, ids: Tensor, vocab_size: int) -> Tensor:
-    """The id below V with the least flip cost, for codes [n, B] with integers ids [n].
+def _nearest(codes_nB: Tensor, ids_n: Tensor, vocab_size: int) -> Tensor:
+    """The id below V with the least flip cost, for codes [n, B] with integers ids [n], n codes of B bits.
 
     ``y < V`` holds iff at some place p, V has a 1 and y a 0 and both agree above p; below p, y is free and keeps its
     own bits. So the best id is among one candidate for each 1 of V.
     """
-    shifts = _shifts(codes.shape[-1], codes.device)  # [B]
-    costs = codes.abs().double()
-    best_cost = torch.full(ids.shape, torch.inf, dtype=torch.float64, device=ids.device)
-    best = torch.zeros_like(ids)
-    for shift in (s for s in range(codes.shape[-1]) if vocab_size >> s & 1):
-        candidate = (vocab_size >> shift + 1 << shift + 1) | (ids & (1 << shift) - 1)
-        flipped = (candidate ^ ids)[:, None] >> shifts & 1  # [n, B]
-        cost = (flipped * costs).sum(-1)
-        better = cost < best_cost
-        best = torch.where(better, candidate, best)
-        best_cost = torch.where(better, cost, best_cost)
-    return best
+    shifts_B = _shifts(codes_nB.shape[-1], codes_nB.device)
+    costs_nB = codes_nB.abs().double()
+    best_cost_n = torch.full(ids_n.shape, torch.inf, dtype=torch.float64, device=ids_n.device)
+    best_n = torch.zeros_like(ids_n)
+    for shift in (s for s in range(codes_nB.shape[-1]) if vocab_size >> s & 1):
+        candidate_n = (vocab_size >> shift + 1 << shift + 1) | (ids_n & (1 << shift) - 1)
+        flipped_nB = (candidate_n ^ ids_n)[:, None] >> shifts_B & 1
+        cost_n = (flipped_nB * costs_nB).sum(-1)
+        better_n = cost_n < best_cost_n
+        best_n = torch.where(better_n, candidate_n, best_n)
+        best_cost_n = torch.where(better_n, cost_n, best_cost_n)
+    return best_n
 
 
 def _shifts(num_bits: int, device: torch.device) -> Tensor:
