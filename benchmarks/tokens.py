@@ -30,8 +30,8 @@ from bitlm.artifacts.store import Store
 from bitlm.config import configure
 from bitlm.data.sources import docstrings
 from bitlm.steps import steps
-from tasks import corpus, tokenizer
-from tasks.run import Run, run_step
+from bitlm_tasks import corpus, tokenizer
+from bitlm_tasks.run import Run, run_step
 
 HERE = Path(__file__).parent
 SCALING_TOKENS = 300_000_000  # so that the start of the workers does not count

@@ -118,8 +118,8 @@ def stage_workers(sources: Path, tokenizer: Path, out: Path, timer: Timer, count
     import ray
 
     from bitlm.data.shards import encode
-    from tasks.spread import spread
-    from tasks.tokens import encode_unit
+    from bitlm_tasks.spread import spread
+    from bitlm_tasks.tokens import encode_unit
 
     job, units = _job(sources, out, SMALL_UNIT_BYTES)
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}

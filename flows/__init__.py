@@ -1,4 +1,4 @@
-"""Prefect flows and the command line.
+"""Prefect flows and the command line, installed as ``bitlm_flows``.
 
 Prefect and Ray read the variables below when they are first imported, so they are set here, before any module of this
 package imports them; a variable that is set already stays. They keep Prefect, Ray and the Hub from sending statistics,
@@ -6,6 +6,14 @@ and their log lines from the terminal (the command line prints errors itself).
 """
 
 import os
+from pathlib import Path
+
+import bitlm
+
+# The modules beside the library that is imported: a Ray job with --working-dir imports the library from that folder, and
+# would run the installation's flows with it.
+if (_tree := Path(bitlm.__file__).parents[1]) != Path(__file__).parents[1]:
+    __path__ = [str(_tree / "flows")]
 
 for _name, _value in {
     "DO_NOT_TRACK": "1",

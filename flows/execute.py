@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from bitlm.config import PipelineConfig
 from bitlm.steps import STAGES
-from flows.selection import Selection, check
-from tasks.run import Verification, open_run
+from bitlm_flows.selection import Selection, check
+from bitlm_tasks.run import Verification, open_run
 
 StageName = Literal[*STAGES]
 Inputs = dict[str, str] | None

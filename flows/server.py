@@ -46,7 +46,7 @@ def prefect_api() -> Iterator[str]:
 def _start(log: IO[bytes]) -> tuple[subprocess.Popen[bytes], str]:
     with socket.create_server(("127.0.0.1", 0)) as listening:  # handed over: nobody can take the port meanwhile
         guard = subprocess.Popen(
-            [sys.executable, "-m", "flows.server", str(listening.fileno())],
+            [sys.executable, "-m", "bitlm_flows.server", str(listening.fileno())],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=log,

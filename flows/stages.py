@@ -4,9 +4,9 @@ from prefect import Flow, flow
 
 from bitlm.config import PipelineConfig
 from bitlm.steps import STAGES, Stage
-from flows.execute import Inputs, Summaries, execute
-from flows.selection import Selection
-from tasks.run import Verification
+from bitlm_flows.execute import Inputs, Summaries, execute
+from bitlm_flows.selection import Selection
+from bitlm_tasks.run import Verification
 
 TINY = PipelineConfig()
 
@@ -29,5 +29,5 @@ def _flow(stage: Stage) -> Flow:
 
 FLOWS = {name: _flow(stage) for name, stage in STAGES.items()}
 
-# A deployment names its flow as an attribute of this module, for example flows.stages:tokens.
+# A deployment names its flow as an attribute of this module, for example bitlm_flows.stages:tokens.
 globals().update(FLOWS)

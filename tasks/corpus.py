@@ -17,8 +17,8 @@ from bitlm.data.summaries import examples as summaries
 from bitlm.data.summaries.examples import SUMMARY_SPLITS, Contained
 from bitlm.errors import SourceError
 from bitlm.steps import Step
-from tasks.run import Run, stage_task
-from tasks.spread import RETRIES, in_flight, spread
+from bitlm_tasks.run import Run, stage_task
+from bitlm_tasks.spread import RETRIES, in_flight, spread
 
 extract = ray.remote(max_retries=RETRIES)(docstrings.extract)
 describe_file = ray.remote(max_retries=RETRIES)(corpus.describe_file)

@@ -26,8 +26,8 @@ from bitlm.evaluate.lead import lead
 from bitlm.evaluate.measures import MEASURES
 from bitlm.evaluate.predictions import SCHEMA, Prediction, batches, read_parts, to_parquet
 from bitlm.steps import Step
-from tasks.prediction_worker import PredictionWorker
-from tasks.run import Run, stage_task
+from bitlm_tasks.prediction_worker import PredictionWorker
+from bitlm_tasks.run import Run, stage_task
 
 
 def build(step: Step, run: Run, work: Work) -> dict[str, Any]:

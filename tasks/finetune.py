@@ -10,9 +10,9 @@ from bitlm.config import FinetuneConfig
 from bitlm.data.summaries.examples import read_examples
 from bitlm.errors import ConfigError
 from bitlm.steps import Step
-from tasks.run import Run, stage_task
-from tasks.setups import FinetuneInputs, finetune_setup
-from tasks.training import check_tokenizer, fit
+from bitlm_tasks.run import Run, stage_task
+from bitlm_tasks.setups import FinetuneInputs, finetune_setup
+from bitlm_tasks.training import check_tokenizer, fit
 
 
 def build(step: Step, run: Run, work: Work) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from bitlm.config.stages import init_kind
 from bitlm.data.shards.units import TOKENS_FILE
 from bitlm.errors import ConfigError
 from bitlm.steps import Step
-from tasks.run import Run, stage_task
-from tasks.setups import PretrainInputs, StartWeights, pretrain_setup
-from tasks.training import check_tokenizer, fit
+from bitlm_tasks.run import Run, stage_task
+from bitlm_tasks.setups import PretrainInputs, StartWeights, pretrain_setup
+from bitlm_tasks.training import check_tokenizer, fit
 
 
 def build(step: Step, run: Run, work: Work) -> dict[str, Any]:

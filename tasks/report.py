@@ -12,7 +12,7 @@ from bitlm.artifacts.work import Work
 from bitlm.evaluate import report, table
 from bitlm.evaluate.results import Results, collect, subjects
 from bitlm.steps import STAGES, Step
-from tasks.run import Run, stage_task
+from bitlm_tasks.run import Run, stage_task
 
 
 def build(step: Step, run: Run, work: Work) -> dict[str, Any]:

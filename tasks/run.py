@@ -20,8 +20,8 @@ from bitlm.artifacts.work import Work
 from bitlm.config import PipelineConfig
 from bitlm.errors import ArtifactError, BitLMError
 from bitlm.steps import Step, find_artifact, missing_input
-from tasks.progress import Progress
-from tasks.session import RaySession
+from bitlm_tasks.progress import Progress
+from bitlm_tasks.session import RaySession
 
 Verification = Literal["full", "size"]
 

@@ -16,7 +16,7 @@ from bitlm.data.sources.splits import digest, text_split
 from bitlm.data.sources.state import read_tokenizer
 from bitlm.errors import SourceError
 from bitlm.steps import Step
-from tasks.run import Run, stage_task
+from bitlm_tasks.run import Run, stage_task
 
 TRAIN_CHARACTERS = 256 * 2**20  # the first so many characters are enough to learn merges from
 

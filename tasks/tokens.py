@@ -18,8 +18,8 @@ from bitlm.data.sources.corpus import load_corpus
 from bitlm.data.sources.files import check_unchanged
 from bitlm.errors import SourceError
 from bitlm.steps import Step
-from tasks.run import Run, stage_task
-from tasks.spread import RETRIES, in_flight, spread
+from bitlm_tasks.run import Run, stage_task
+from bitlm_tasks.spread import RETRIES, in_flight, spread
 
 TOTALS = ("documents", "tokens", "filling", "text_bytes", "bytes")
 

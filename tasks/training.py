@@ -22,11 +22,11 @@ from bitlm.config import TrainConfig, TrainExecution
 from bitlm.errors import ArtifactError, BitLMError, ConfigError
 from bitlm.steps import Step
 from bitlm.train.loop import Folders, Setup, train
-from tasks.monitor import Monitor, TrainingStatus
-from tasks.registration import ControllerRegistration
+from bitlm_tasks.monitor import Monitor, TrainingStatus
+from bitlm_tasks.registration import ControllerRegistration
 
 if TYPE_CHECKING:  # workers, which load this module, need no Prefect
-    from tasks.run import Run
+    from bitlm_tasks.run import Run
 
 POLL_SECONDS = 0.5
 STOP_SECONDS = 6.0  # for the controller to end its workers and free their resources, before it is ended itself

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-import flows  # noqa: F401  (sets what Ray, Prefect and tokenizers read from the environment when they are imported)
+import bitlm_flows  # noqa: F401  (sets what Ray, Prefect and tokenizers read from the environment when they are imported)
 
 # Ray Train looks at its workers every two seconds, and starts a process that watches for preempted nodes.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -80,7 +80,7 @@ def prefect_home(once: Callable) -> Path:
     """A Prefect home to copy. The first start of a server in a new home takes seven seconds longer than the next."""
 
     def make(home: Path) -> None:
-        start = "from flows.server import prefect_api\nwith prefect_api(): pass"
+        start = "from bitlm_flows.server import prefect_api\nwith prefect_api(): pass"
         new = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
         new |= {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
         subprocess.run([sys.executable, "-c", start], env=new, check=True)

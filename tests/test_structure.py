@@ -1,9 +1,11 @@
-"""Imports go one way: flows → tasks → bitlm, inside bitlm along the list of packages, and never in a circle.
+"""Imports go one way: flows → tasks → bitlm, inside bitlm along the list of packages, and never in a circle. All packages are
+installed.
 
 Every import statement counts, also inside functions and under TYPE_CHECKING.
 """
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +15,7 @@ import pytest
 PROJECT = Path(__file__).parents[1]
 
 # A package may import those before it.
-TREES = ("bitlm", "tasks", "flows")
+TREES = {"bitlm": "bitlm", "bitlm_tasks": "tasks", "bitlm_flows": "flows"}  # name when imported → folder
 PACKAGES = (
     "errors",
     "config",
@@ -46,9 +48,9 @@ class Import(NamedTuple):
 def _modules(root: Path) -> dict[str, Path]:
     """Dotted name → file."""
     modules = {}
-    for tree in TREES:
-        for path in sorted((root / tree).rglob("*.py")):
-            parts = path.relative_to(root).with_suffix("").parts
+    for tree, folder in TREES.items():
+        for path in sorted((root / folder).rglob("*.py")):
+            parts = (tree, *path.relative_to(root / folder).with_suffix("").parts)
             modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return modules
 
@@ -75,7 +77,8 @@ def _names(tree: ast.Module, modules: dict[str, Path]) -> Iterator[tuple[str, in
 
 
 def _against_the_trees(imports: list[Import]) -> list[Import]:
-    return [i for i in imports if _place(i.imported, TREES, 0) > _place(i.importer, TREES, 0)]
+    order = tuple(TREES)
+    return [i for i in imports if _place(i.imported, order, 0) > _place(i.importer, order, 0)]
 
 
 def _against_the_packages(imports: list[Import]) -> list[Import]:
@@ -144,20 +147,29 @@ def test_the_library_needs_neither_prefect_nor_ray(imports: list[Import]) -> Non
     assert not [str(one) for one in foreign if one.importer.split(".")[0] == "bitlm"]
 
 
+def test_every_package_is_installed() -> None:
+    setup = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf8"))["tool"]["setuptools"]
+    modules = _modules(PROJECT)
+    assert setup["package-dir"] == TREES
+    assert sorted(setup["packages"]) == sorted(name for name, path in modules.items() if path.stem == "__init__")
+
+
 def test_each_kind_of_offence_is_found(tmp_path: Path) -> None:
     sources = {
         "bitlm/codes.py": "def f():\n    from bitlm.model.head import Head",
         "bitlm/model/__init__.py": "",
         "bitlm/model/head.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from bitlm import codes",
-        "bitlm/errors.py": "import tasks.run",
+        "bitlm/errors.py": "import bitlm_tasks.run",
         "tasks/run.py": "from bitlm.model import head",
-        "flows/cli.py": "from tasks import run\nimport ray",
+        "flows/cli.py": "from bitlm_tasks import run\nimport ray",
     }
     for name, source in sources.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(source)
     imports = _imports(tmp_path)
-    assert [str(one) for one in _against_the_trees(imports)] == ["bitlm/errors.py:1: bitlm.errors imports tasks.run"]
+    assert [str(one) for one in _against_the_trees(imports)] == [
+        "bitlm/errors.py:1: bitlm.errors imports bitlm_tasks.run"
+    ]
     upwards = "bitlm/codes.py:2: bitlm.codes imports bitlm.model.head"
     assert [str(one) for one in _against_the_packages(imports)] == [upwards]
     assert [[str(one) for one in circle] for circle in _circles(imports)] == [

@@ -5,6 +5,6 @@ function that runs it: parsed arguments → exit code. Imports inside functions 
 load (torch, Prefect, Ray, pyarrow, rouge-score), so that every command loads only what it uses.
 """
 
-from flows.cli.main import main
+from bitlm_flows.cli.main import main
 
 __all__ = ["main"]

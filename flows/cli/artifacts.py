@@ -13,7 +13,7 @@ from bitlm.artifacts import Record, Store, diff, lineage, tree
 from bitlm.artifacts.lineage import human_bytes, key_metrics
 from bitlm.errors import ArtifactError, BitLMError
 from bitlm.storage import redact
-from flows.cli.options import NARROW, add_json, add_root, plain_console, print_json
+from bitlm_flows.cli.options import NARROW, add_json, add_root, plain_console, print_json
 
 
 def add_parser(commands: Any) -> None:

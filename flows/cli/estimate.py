@@ -18,7 +18,7 @@ from bitlm.data.shards.tokenizer import INFO_FILE, TOKENIZER_FILE, TokenizerInfo
 from bitlm.data.sources.corpus import load_corpus
 from bitlm.data.sources.state import DOCSTRINGS, read_tokenizer, resolve, text_source
 from bitlm.steps import Step, find_artifact
-from tasks.tokens import duration
+from bitlm_tasks.tokens import duration
 
 
 def estimate_tokens(steps: Sequence[Step], config: PipelineConfig, root: str) -> Estimate | str:

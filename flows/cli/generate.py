@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bitlm.errors import ConfigError
-from flows.cli.options import add_json, add_root, print_json
+from bitlm_flows.cli.options import add_json, add_root, print_json
 
 if TYPE_CHECKING:
     from torch import Tensor

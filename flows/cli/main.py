@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 
 from bitlm.errors import BitLMError
-from flows.cli import artifacts, generate, plan, run, score, tokens
-from flows.lifetime import INTERRUPTED, bounded_interrupt
+from bitlm_flows.cli import artifacts, generate, plan, run, score, tokens
+from bitlm_flows.lifetime import INTERRUPTED, bounded_interrupt
 
 COMMANDS = (run, plan, artifacts, tokens, score, generate)
 

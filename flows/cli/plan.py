@@ -13,8 +13,8 @@ from bitlm.artifacts.lineage import explain
 from bitlm.artifacts.store import Store
 from bitlm.config import PipelineConfig
 from bitlm.steps import Step, find_artifact
-from flows.cli.options import NARROW, add_selection, configuration, inputs, print_json, stages
-from flows.selection import Selection, selected_steps
+from bitlm_flows.cli.options import NARROW, add_selection, configuration, inputs, print_json, stages
+from bitlm_flows.selection import Selection, selected_steps
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show_with_estimate(planned: Sequence[PlannedStep], config: PipelineConfig, args: argparse.Namespace) -> None:
-    from flows.cli.estimate import add_estimate, estimate_tokens, show_estimate  # Ray and pyarrow take seconds to load
+    from bitlm_flows.cli.estimate import (  # Ray and pyarrow take seconds to load
+        add_estimate,
+        estimate_tokens,
+        show_estimate,
+    )
 
     estimate = estimate_tokens([one.step for one in planned], config, args.root)
     if args.json:

@@ -13,8 +13,8 @@ from bitlm.artifacts.store import Store
 from bitlm.config import PipelineConfig
 from bitlm.evaluate.table import Row, terminal
 from bitlm.storage import redact
-from flows.cli.options import add_selection, configuration, inputs, print_json, stages
-from flows.selection import Selection, check
+from bitlm_flows.cli.options import add_selection, configuration, inputs, print_json, stages
+from bitlm_flows.selection import Selection, check
 
 
 def add_parser(commands: Any) -> None:
@@ -45,9 +45,9 @@ def _run_flow(
     upstream = args.upstream or not stages
     check(config, args.root, Selection(stages, inputs, upstream))
     # Prefect and Ray take seconds to load.
-    from flows.pipeline import pipeline
-    from flows.server import prefect_api
-    from flows.stages import FLOWS
+    from bitlm_flows.pipeline import pipeline
+    from bitlm_flows.server import prefect_api
+    from bitlm_flows.stages import FLOWS
 
     parameters = {"root": args.root, "inputs": inputs, "upstream": upstream, "verification": args.verify}
     with prefect_api():

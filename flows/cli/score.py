@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bitlm.evaluate.measures import MEASURES
-from flows.cli.options import add_json, print_json
+from bitlm_flows.cli.options import add_json, print_json
 
 
 def add_parser(commands: Any) -> None:

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from bitlm.artifacts.store import Store
 from bitlm.storage import redact
-from flows.cli.options import add_json, add_root, plain_console, print_json
+from bitlm_flows.cli.options import add_json, add_root, plain_console, print_json
 
 if TYPE_CHECKING:
     from bitlm.data.reading.provenance import TokenProvenance

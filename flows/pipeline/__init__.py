@@ -1,15 +1,15 @@
 """The whole pipeline: corpus → tokenizer → tokens → pretrain → finetune → evaluate → report, for both heads.
 
-``bitlm.steps.steps`` lists the steps in order; each runs as one Prefect task of its stage. ``python -m flows.pipeline``
-takes the arguments of ``bitlm run``.
+``bitlm.steps.steps`` lists the steps in order; each runs as one Prefect task of its stage. ``python -m
+bitlm_flows.pipeline`` takes the arguments of ``bitlm run``.
 """
 
 from prefect import flow
 
 from bitlm.config import PipelineConfig
-from flows.execute import Inputs, StageName, Summaries, execute
-from flows.selection import Selection
-from tasks.run import Verification
+from bitlm_flows.execute import Inputs, StageName, Summaries, execute
+from bitlm_flows.selection import Selection
+from bitlm_tasks.run import Verification
 
 TINY = PipelineConfig()
 

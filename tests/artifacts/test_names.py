@@ -14,7 +14,7 @@ from bitlm.artifacts import FileEntry, InputEntry, Store
 from bitlm.artifacts.record import RECORD_FILE, decode, encode
 from bitlm.data.shards.units import ShardEntry
 from bitlm.errors import ArtifactError
-from flows.cli.main import main
+from bitlm_flows.cli.main import main
 
 OUTSIDE = ["..", "../x", "../../x", "/x", "x/../../y", "", ".", "a/b", "a\x00b", "a\nb", "-x", ".x", "x" * 129]
 

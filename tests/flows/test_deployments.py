@@ -10,15 +10,15 @@ from prefect.flows import load_flow_from_entrypoint
 
 from bitlm.config import PRESETS
 from bitlm.steps import STAGES
-from flows.stages import FLOWS
+from bitlm_flows.stages import FLOWS
 
 PROJECT = Path(__file__).parents[2]
 DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((PROJECT / "prefect.yaml").read_text())["deployments"]
 
 
 def test_there_is_a_deployment_of_the_pipeline_for_each_preset_and_one_of_each_stage() -> None:
-    pipelines = [(preset, "flows.pipeline:pipeline", preset) for preset in PRESETS]
-    stages = [("default", f"flows.stages:{stage}", "tiny") for stage in STAGES]
+    pipelines = [(preset, "bitlm_flows.pipeline:pipeline", preset) for preset in PRESETS]
+    stages = [("default", f"bitlm_flows.stages:{stage}", "tiny") for stage in STAGES]
     deployed = [(d["name"], d["entrypoint"], d["parameters"]["config"]["preset"]) for d in DEPLOYMENTS]
     assert deployed == pipelines + stages
 

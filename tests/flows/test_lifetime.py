@@ -12,7 +12,7 @@ import pytest
 
 HANGS = textwrap.dedent("""
     import subprocess, sys, time
-    from flows import lifetime
+    from bitlm_flows import lifetime
     lifetime.UNWIND_SECONDS = 1.0
     child = subprocess.Popen(["sleep", "600"], start_new_session=True)
     with lifetime.bounded_interrupt():

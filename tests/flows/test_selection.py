@@ -4,7 +4,7 @@ from bitlm.artifacts.record import Record
 from bitlm.config import configure
 from bitlm.errors import ConfigError
 from bitlm.steps import steps
-from flows.selection import select
+from bitlm_flows.selection import select
 
 
 def test_selection_by_stage_and_with_what_it_needs():

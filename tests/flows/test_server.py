@@ -14,11 +14,11 @@ import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
 from bitlm.errors import BitLMError
-from flows.server import prefect_api
+from bitlm_flows.server import prefect_api
 
 OWNER = textwrap.dedent("""
     import flows, sys, signal
-    from flows.server import prefect_api
+    from bitlm_flows.server import prefect_api
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its background jobs with it ignored
     with prefect_api() as url:
         print(url, flush=True)
@@ -83,4 +83,4 @@ def test_a_configured_server_is_used_and_none_is_started(monkeypatch):
 
 
 def _servers() -> list[psutil.Process]:
-    return [c for c in psutil.Process().children(recursive=True) if "flows.server" in " ".join(c.cmdline())]
+    return [c for c in psutil.Process().children(recursive=True) if "bitlm_flows.server" in " ".join(c.cmdline())]

@@ -10,7 +10,7 @@ import pytest
 from chain import SETTINGS, complete, deployed, interrupted
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
-from flows.server import prefect_api
+from bitlm_flows.server import prefect_api
 
 
 class Finished(NamedTuple):

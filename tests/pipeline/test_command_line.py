@@ -9,7 +9,7 @@ import pytest
 from chain import SETTINGS, STEPS, assignments
 
 from bitlm.artifacts.store import Store
-from flows.cli import main
+from bitlm_flows.cli import main
 
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 

@@ -17,7 +17,7 @@ from chain import BIN, ONE_OF_EACH, PROJECT, SETTINGS, STEPS, assignments, compl
 from s3 import _moto, s3, s3_root  # noqa: F401
 
 from bitlm import storage
-from flows.cli import main
+from bitlm_flows.cli import main
 
 # Every Ray of a machine asks for this one first; only one of them gets it.
 RAY_AGENT_PORT = 52365

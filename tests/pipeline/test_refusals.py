@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from chain import SETTINGS, assignments, bitlm
 
-from flows.cli import main
+from bitlm_flows.cli import main
 
 
 def test_a_stage_without_its_input_stops_before_any_work(tmp_path, capsys):

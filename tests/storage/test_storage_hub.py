@@ -161,7 +161,7 @@ def test_reading_a_file_of_an_unreachable_hub(offline: OnHub) -> None:
 
 COMMAND = """
 import sys, time
-from flows.cli import main
+from bitlm_flows.cli import main
 time.sleep = lambda seconds: None  # the pauses of the client, 23 seconds in all
 sys.exit(main())
 """

@@ -7,8 +7,8 @@ from bitlm.artifacts.record import Record
 from bitlm.artifacts.store import Store
 from bitlm.config import configure
 from bitlm.steps import steps
-from tasks import corpus, tokenizer, tokens
-from tasks.run import Run, run_step
+from bitlm_tasks import corpus, tokenizer, tokens
+from bitlm_tasks.run import Run, run_step
 
 BUILDS = {"corpus": corpus.build, "tokenizer": tokenizer.build, "tokens": tokens.build}
 

@@ -16,7 +16,7 @@ from ray import cloudpickle
 from bitlm.data.shards import encode
 from bitlm.data.shards.encode import UnitResult
 from bitlm.data.shards.units import Job, Unit
-from tasks import tokens
+from bitlm_tasks import tokens
 from tests.tasks.data_stages import run_stages
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers need not import the stages

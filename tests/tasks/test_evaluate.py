@@ -27,8 +27,8 @@ from bitlm.evaluate import rouge
 from bitlm.evaluate.predictions import Predictor, batches
 from bitlm.model import BitLMConfig, BitLMForCausalLM
 from bitlm.steps import Step
-from tasks import evaluate
-from tasks.run import Run
+from bitlm_tasks import evaluate
+from bitlm_tasks.run import Run
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

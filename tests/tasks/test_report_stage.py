@@ -12,8 +12,8 @@ from bitlm.artifacts.store import Store
 from bitlm.config import configure
 from bitlm.evaluate.table import rows
 from bitlm.steps import Step
-from tasks import report
-from tasks.run import Run, run_step
+from bitlm_tasks import report
+from bitlm_tasks.run import Run, run_step
 
 
 @pytest.fixture

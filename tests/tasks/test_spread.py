@@ -7,7 +7,7 @@ import pytest
 import ray
 
 from bitlm.errors import SourceError
-from tasks.spread import spread
+from bitlm_tasks.spread import spread
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -23,7 +23,7 @@ from bitlm.data.shards.format import Shard
 from bitlm.data.sources.corpus import load_corpus
 from bitlm.data.sources.splits import digest, text_split
 from bitlm.errors import ArtifactError, SourceError
-from tasks import tokens
+from bitlm_tasks import tokens
 from tests.tasks.data_stages import digests, run_stages
 
 pytestmark = pytest.mark.usefixtures("ray_session")

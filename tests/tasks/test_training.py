@@ -22,8 +22,8 @@ from bitlm.batch import Batch
 from bitlm.config import PretrainConfig
 from bitlm.errors import ArtifactError, ConfigError
 from bitlm.train.loop import Folders, Setup
-from tasks.pretrain import _check_enough
-from tasks.training import check_tokenizer, fit
+from bitlm_tasks.pretrain import _check_enough
+from bitlm_tasks.training import check_tokenizer, fit
 
 for module in (sys.modules[__name__], toy_training):  # workers cannot import tests
     cloudpickle.register_pickle_by_value(module)

@@ -18,7 +18,7 @@ from bitlm.data.shards.units import TOKEN_SPLITS, TOKENS_FILE, Job, plan
 from bitlm.data.sources import corpus
 from bitlm.data.sources.files import SourceFile
 from bitlm.errors import ArtifactError, ConfigError
-from flows.cli import main
+from bitlm_flows.cli import main
 
 END = "<|endoftext|>"
 TEXTS = [f"Text number {i}: " + "word by word, " * (i % 17) + f"so ends {i}." for i in range(90)]

@@ -15,7 +15,7 @@ from bitlm.data.shards.engine import TextEncoder
 from bitlm.data.shards.estimate import SAMPLE_FILES, TextSource, estimate
 from bitlm.data.shards.tokenizer import describe, train
 from bitlm.data.sources.files import SourceFile, format_of
-from flows import cli
+from bitlm_flows import cli
 
 WORDS = ["item", "value", "return", "none", "where", "given", "before", "after", "list", "of", "names", "the"]
 

@@ -7,7 +7,7 @@ from made import draft, make
 
 from bitlm import storage
 from bitlm.artifacts import Record, Store
-from flows.cli import main
+from bitlm_flows.cli import main
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from bitlm.config import TokenizerConfig
 from bitlm.data.shards import tokenizer as tokenizers
 from bitlm.data.shards.tokenizer import INFO_FILE, TOKENIZER_FILE
 from bitlm.model import BitLMConfig, BitLMForCausalLM
-from flows.cli import main
-from flows.cli.generate import trace_lines
+from bitlm_flows.cli import main
+from bitlm_flows.cli.generate import trace_lines
 
 TEXTS = ["Return the value of an item.", "Raise an error when it is none, naïve or “quoted”."]
 

@@ -9,7 +9,7 @@ import pytest
 
 CALL = """
 import json, sys
-from flows.cli import main
+from bitlm_flows.cli import main
 try:
     code = main(sys.argv[1:])
 except SystemExit as exit:  # of --help
