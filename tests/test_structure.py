@@ -1,5 +1,5 @@
-"""Imports go one way: flows → tasks → bitlm, inside bitlm along the list of packages, and never in a circle. All packages are
-installed.
+"""Imports go one way: flows → tasks → bitlm, inside bitlm along the list of packages, and never in a circle. Every package
+is installed.
 
 Every import statement counts, also inside functions and under TYPE_CHECKING.
 """
