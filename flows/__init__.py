@@ -10,8 +10,8 @@ from pathlib import Path
 
 import bitlm
 
-# The modules beside the library that is imported. A Ray job with --working-dir imports the library from that folder, and
-# without this the flows of the installation.
+# The modules beside the library that is imported. A Ray job with --working-dir imports the library from that folder,
+# and without this it would import the flows of the installation.
 if (_tree := Path(bitlm.__file__).parents[1]) != Path(__file__).parents[1]:
     __path__ = [str(_tree / "flows")]
 

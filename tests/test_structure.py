@@ -1,5 +1,4 @@
-"""Imports go one way: flows → tasks → bitlm, inside bitlm along the list of packages, and never in a circle. Every package
-is installed.
+"""Imports go one way: flows → tasks → bitlm, inside bitlm along the list of packages, and never in a circle.
 
 Every import statement counts, also inside functions and under TYPE_CHECKING.
 """
