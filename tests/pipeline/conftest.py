@@ -30,6 +30,8 @@ def finished(once: Callable, prefect_home: Path, prefect_url: str) -> Finished:
 
     def make(home: Path) -> None:
         shutil.copytree(prefect_home, home / "prefect")
+        for name in ("tasks.py", "flows.py"):  # files of a user in the folder of the run
+            (home / name).write_text("raise ImportError('a file of the user')")
         root = home / "root"
         checkpoints = "root/.work/pretrain/*/scratch/checkpoints/*/checkpoint.json"
         interrupt = interrupted(home, "run", "--root", str(root), settings=SETTINGS, checkpoints=checkpoints)
