@@ -15,6 +15,7 @@ from bitlm.data.sources.files import SourceFile
 from bitlm.data.sources.state import DOCSTRINGS, resolve, summaries_source, text_source
 from bitlm.data.summaries import examples as summaries
 from bitlm.data.summaries.examples import SUMMARY_SPLITS, Contained
+from bitlm.data.summaries.named_splits import refer
 from bitlm.errors import SourceError
 from bitlm.steps import Step
 from bitlm_tasks.run import Run, stage_task
@@ -120,7 +121,7 @@ def _refer_summaries(step: Step, run: Run) -> tuple[Summaries, list[str], dict[s
     """The same for files from outside. Raises SourceError naming the file, column or split that is missing."""
     source = run.config.corpus.summaries
     listed = resolve(summaries_source(run.config.corpus), step.identity["summaries_state"])
-    described = summaries.refer(_describe(listed, ("document", "summary"), run), source)
+    described = refer(_describe(listed, ("document", "summary"), run), source)
     counts = dict.fromkeys(SUMMARY_SPLITS, 0)
     test_documents = []
     for split in SUMMARY_SPLITS:

@@ -3,7 +3,14 @@
 from collections.abc import Callable
 from pathlib import Path
 
-FILES: dict[str, bytes | Callable[[Path], None]] = {}
+TEXT = b'{"text": "A text of its own.", "id": 1}\n'
+SUMMARIES = b'{"document": "A text of its own.", "summary": "A text.", "id": 1}\n'
+
+FILES: dict[str, bytes | Callable[[Path], None]] = {
+    "text.jsonl": TEXT,
+    "no-test/train.jsonl": SUMMARIES,
+    "no-test/dev.jsonl": SUMMARIES,
+}
 """Path below the examples' folder → content, or a function that writes it to the given path."""
 
 

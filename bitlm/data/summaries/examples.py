@@ -4,12 +4,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
-from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from bitlm import storage
 from bitlm.artifacts.record import Record
 from bitlm.artifacts.store import Store
 from bitlm.data.sources.corpus import (
@@ -24,10 +22,8 @@ from bitlm.data.sources.corpus import (
 from bitlm.data.sources.docstrings import english_score, normalized
 from bitlm.data.sources.parquet import open_parquet
 from bitlm.data.sources.splits import digest, fraction
-from bitlm.errors import SourceError
 
 SUMMARY_SPLITS = ("train", "validation", "test")
-_EXPECTED = "expected the splits train, validation and test of a Hub dataset, or files train*, validation* and test*"
 TEST_FRACTION, VALIDATION_FRACTION = 0.05, 0.03
 SUMMARY_WORDS = range(4, 31)
 DOCUMENT_WORDS = range(20, 401)
@@ -119,32 +115,6 @@ class Contained:
 def write(examples: list[Example], out: str, split: str) -> TextFile:
     table = pa.table([list(column) for column in zip(*examples, strict=True)], schema=SUMMARY_SCHEMA)
     return write_owned(parquet_bytes(table), out, f"summaries/{split}.parquet", ("document", "summary"))
-
-
-def refer(files: list[TextFile], source: str) -> Summaries:
-    """Files by split: the one that a Hub dataset puts a file into, else the one that the name of the file, or of a
-    folder of it, begins with. If all files are of the split train or of none, each example's document decides.
-
-    Raises SourceError if only some files have a split, or one of the splits has no file.
-    """
-    by_split: dict[str, list[TextFile]] = {split: [] for split in SUMMARY_SPLITS}
-    other = []
-    for file in files:
-        by_split.get(file.split or _named_split(file.path), other).append(file)
-    if not by_split["validation"] and not by_split["test"]:
-        return Summaries(train=tuple(files), validation=tuple(files), test=tuple(files), hash_split=True)
-    missing = [split for split in SUMMARY_SPLITS if not by_split[split]]
-    if missing:
-        raise SourceError(f"{storage.redact(source)}: no file is of the split {missing[0]}; {_EXPECTED}")
-    unnamed = [file for file in other if file.split is None]
-    if unnamed:
-        raise SourceError(f"{storage.redact(source)}: {unnamed[0].path} is named after no split; {_EXPECTED}")
-    return Summaries(**{split: tuple(chosen) for split, chosen in by_split.items()}, hash_split=False)
-
-
-def _named_split(path: str) -> str:
-    parts = reversed(PurePosixPath(path).parts)
-    return next((split for part in parts for split in SUMMARY_SPLITS if part.startswith(split)), "")
 
 
 def read_examples(store: Store, record: Record, split: str, limit: int | None = None) -> Iterator[Example]:

@@ -4,27 +4,23 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from bitlm.data.sources.corpus import Summaries, TextFile, describe_file
+from bitlm.data.sources.corpus import Summaries, describe_file
 from bitlm.data.sources.files import SourceFile
 from bitlm.data.summaries.examples import (
     SUMMARY_SPLITS,
     Contained,
     document_split,
     from_docstrings,
-    refer,
     split_examples,
     summarize,
 )
+from bitlm.data.summaries.named_splits import refer
 from bitlm.errors import SourceError
 
 BODY = (
     "The value is taken from the first of the sources that has one, in the order in which they were given to the\n"
     "constructor; it is an error if none of them does."
 )
-
-
-def file(path: str) -> TextFile:
-    return TextFile(url=path, path=path, format="parquet", bytes=1, etag="x", columns={})
 
 
 def test_body_and_summary_line() -> None:
@@ -98,53 +94,6 @@ def test_containment_of_a_document_with_its_longest_word_at_an_edge(edge: int) -
     words = ["of", "the", "value"] * 8
     words[edge] = "unmistakable"
     assert Contained([" ".join(words)])(f"See ({' '.join(words)}).")
-
-
-def test_files_are_told_apart_by_name_or_folder() -> None:
-    names = ["train-0.parquet", "x/test/0.parquet", "validation_like.parquet", "train-1.parquet"]
-    named = refer([file(name) for name in names], "somewhere")
-    assert not named.hash_split
-    assert [[f.path for f in getattr(named, split)] for split in SUMMARY_SPLITS] == [
-        ["train-0.parquet", "train-1.parquet"],
-        ["validation_like.parquet"],
-        ["x/test/0.parquet"],
-    ]
-
-
-def test_the_splits_of_a_hub_dataset_come_before_names() -> None:
-    places = [
-        ("dev.parquet", "validation"),
-        ("eval/train.parquet", "test"),
-        ("a.parquet", "train"),
-        ("b", "extra"),
-    ]
-    files = [file(path).model_copy(update={"split": split}) for path, split in places]
-    described = refer(files, "somewhere")
-    assert not described.hash_split
-    chosen = {split: [f.path for f in getattr(described, split)] for split in SUMMARY_SPLITS}
-    assert chosen == {"train": ["a.parquet"], "validation": ["dev.parquet"], "test": ["eval/train.parquet"]}
-    with pytest.raises(SourceError, match="no file is of the split test; expected the splits train, validation"):
-        refer([files[0], files[2]], "somewhere")
-
-
-def test_one_set_without_names_is_split_by_document() -> None:
-    for name in ("all.parquet", "train.parquet"):
-        assert refer([file(name)], "somewhere").hash_split
-
-
-@pytest.mark.parametrize(
-    ("names", "told"),
-    [
-        (["train.parquet", "test.parquet"], r"no file is of the split validation"),
-        (
-            ["train.parquet", "test.parquet", "validation.parquet", "more.parquet"],
-            "more.parquet is named after no split",
-        ),
-    ],
-)
-def test_a_missing_split_or_an_odd_file_is_an_error(names: list[str], told: str) -> None:
-    with pytest.raises(SourceError, match=told):
-        refer([file(name) for name in names], "somewhere")
 
 
 def test_real_xsum_rows(samples: Path) -> None:
