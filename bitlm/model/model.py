@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from os import PathLike
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +19,12 @@ from bitlm.diffusion.noise import BlockShape, Noise, NoiseKeys, block_noise
 from bitlm.diffusion.process import corrupt
 from bitlm.errors import ArtifactError, ConfigError
 from bitlm.generation.mixin import GenerationMixin
+from bitlm.model.backbone import additive_mask, positions
 from bitlm.model.backbone import attention_mask as build_mask
-from bitlm.model.backbone import positions
 from bitlm.model.config import BitLMConfig
 from bitlm.model.head import DiffusionHead, LanguageModelHead
 from bitlm.model.initialize import initialize_head, initialize_scaled
+from bitlm.model.inputs import check_arguments, check_ids, check_labels, check_like_ids, visible_tokens
 from bitlm.model.state import HeadConstants
 
 DEFAULT_DIFFUSION = DiffusionConfig()
@@ -138,16 +140,20 @@ class BitLMForCausalLM(GenerationMixin, PreTrainedModel):
     def compute_context(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """ids [b, L] → C [b, N, m, D]: entry n is all that the head may know when it realizes block n.
 
-        The start block and all blocks but the last are fed. ``attention_mask`` [b, L] is 0 on left padding.
-        Raises ConfigError if m does not divide L.
+        The start block and all blocks but the last are fed. ``attention_mask`` [b, L] is 0 on padding, on the left or
+        on the right of a row. The first block with a token is told what the start block tells, as without padding.
+        Raises ConfigError if m does not divide L, or for ids and masks of another form.
         """
+        check_ids(self.config, input_ids)
+        visible = None if attention_mask is None else visible_tokens(attention_mask, input_ids)
+        return self._contexts(input_ids.long(), visible)
+
+    def _contexts(self, input_ids: Tensor, visible_bL: Tensor | None) -> Tensor:
+        """``compute_context`` of ids and a mask that have been checked."""
         L, m = input_ids.shape[1], self.config.block_size
-        if L == 0 or L % m:
-            raise ConfigError(f"a sequence of {L} tokens is not a whole number of blocks of {m}")
-        visible = None
-        if attention_mask is not None:
-            visible = F.pad(attention_mask[:, : L - m].bool(), (m, 0), value=True)
-        return self._hidden_states(self._with_start(input_ids[:, : L - m]), visible).unflatten(1, (L // m, m))
+        visible_bS = None if visible_bL is None else F.pad(visible_bL[:, : L - m], (m, 0), value=True)
+        fed_bSD = self._with_start(input_ids[:, : L - m], visible_bS)
+        return self._hidden_states(fed_bSD, visible_bS).unflatten(1, (L // m, m))
 
     def next_context(self, input_ids: Tensor, visible: Tensor | None, cache: Cache) -> Tensor:
         """Feed ids [r, q] and return C [r, m, D] of the block that follows them.
@@ -155,12 +161,20 @@ class BitLMForCausalLM(GenerationMixin, PreTrainedModel):
         An empty ``cache`` is filled from the start block and whole prompts; afterwards ids are one block, and the cache
         holds all before it. ``visible`` [r, m + tokens so far] is False on padding; None where there is none.
         """
-        fed = self.embed(input_ids) if cache.get_seq_length() else self._with_start(input_ids)
+        fed = self.embed(input_ids) if cache.get_seq_length() else self._with_start(input_ids, visible)
         return self._hidden_states(fed, visible, cache)[:, -self.config.block_size :]
 
-    def _with_start(self, input_ids: Tensor) -> Tensor:
-        """The start block and then the embedded ids [b, L]: [b, m + L, D]."""
-        return torch.cat([self.start_block.expand(len(input_ids), -1, -1), self.embed(input_ids)], dim=1)
+    def _with_start(self, input_ids: Tensor, visible_bS: Tensor | None) -> Tensor:
+        """The start block and then the embedded ids [b, L]: [b, S = m + L, D].
+
+        Padding is fed with the start block's vectors: the ids under it do not matter, and the whole block of padding
+        before a row's first block becomes what the start block is.
+        """
+        fed_bSD = torch.cat([self.start_block.expand(len(input_ids), -1, -1), self.embed(input_ids)], dim=1)
+        if visible_bS is None:
+            return fed_bSD
+        start_SD = self.start_block.repeat(fed_bSD.shape[1] // self.config.block_size, 1)
+        return torch.where(visible_bS[..., None], fed_bSD, start_SD)
 
     def _hidden_states(self, fed_bqD: Tensor, visible_bS: Tensor | None, cache: Cache | None = None) -> Tensor:
         """The backbone's final hidden states [b, q, D] of the last q places of S; the cache holds those before."""
@@ -170,7 +184,10 @@ class BitLMForCausalLM(GenerationMixin, PreTrainedModel):
             position_ids = torch.arange(past, past + q, device=fed_bqD.device)[None]
         else:
             position_ids = positions(visible_bS, m)[:, past:]
-        mask = build_mask(q, past, m, visible_bS, fed_bqD.device)
+        eager = self.model.config._attn_implementation == "eager"  # adds the mask to the scores
+        mask = build_mask(q, past, m, visible_bS, fed_bqD.device, always=eager)
+        if eager and mask is not None:
+            mask = additive_mask(mask, fed_bqD.dtype)
         return self.model(
             inputs_embeds=fed_bqD,
             attention_mask={"full_attention": mask},
@@ -182,28 +199,34 @@ class BitLMForCausalLM(GenerationMixin, PreTrainedModel):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         noise: Noise | None = None,
         loss_tokens: Tensor | None = None,
         diffusion: DiffusionConfig = DEFAULT_DIFFUSION,
+        **unsupported: Any,
     ) -> BitLMOutput:
         """The training loss of ids [b, L] in one teacher-forced pass; the targets are the ids themselves.
 
-        A token carries loss if its block has no padding, its label in ``labels`` [b, L] is not -100 (other values are
-        not read) and ``loss_tokens`` [b, L] is True there. ``diffusion`` names the diffusion head's loss. Without
+        A token carries loss if its block has no padding, its label in ``labels`` [b, L] is not -100 (else it is the
+        id itself) and ``loss_tokens`` [b, L] is True there. ``diffusion`` names the diffusion head's loss. Without
         ``noise`` the diffusion head draws some by these settings, keyed by torch's global random state. The LM head
-        uses neither. Raises ConfigError for a loss that the head cannot compute.
+        uses neither. Raises ConfigError for a loss that the head cannot compute, tensors of another form, labels that
+        differ from the ids, and arguments of other models that ask for something.
         """
-        in_loss_bNm = self._in_loss(input_ids, attention_mask, labels, loss_tokens)  # None: all tokens
+        check_arguments(unsupported)
+        check_ids(self.config, input_ids)
+        input_ids = input_ids.long()
+        visible_bL = None if attention_mask is None else visible_tokens(attention_mask, input_ids)
+        in_loss_bNm = self._in_loss(input_ids, visible_bL, labels, loss_tokens)  # None: all tokens
         chosen_bN = None if in_loss_bNm is None else in_loss_bNm.any(-1)  # blocks with at least one such token
 
         def of_chosen_blocks(tensor: Tensor) -> Tensor:
             """[b, N, ...] → [n, ...]"""
             return tensor.flatten(0, 1) if chosen_bN is None else tensor[chosen_bN]
 
-        context_bNmD = self.compute_context(input_ids, attention_mask)
+        context_bNmD = self._contexts(input_ids, visible_bL)
         b, N, m, _ = context_bNmD.shape
         context_nmD, targets_nm = of_chosen_blocks(context_bNmD), of_chosen_blocks(input_ids.view(b, N, m))
         if self.config.head == "lm":
@@ -236,14 +259,18 @@ class BitLMForCausalLM(GenerationMixin, PreTrainedModel):
         return bit_loss(logits_ndmB, clean_n1mB, noise.t[..., None], diffusion)
 
     def _in_loss(
-        self, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor | None, loss_tokens: Tensor | None
+        self, input_ids: Tensor, visible_bL: Tensor | None, labels: Tensor | None, loss_tokens: Tensor | None
     ) -> Tensor | None:
         blocks = (len(input_ids), -1, self.config.block_size)
-        conditions = [] if loss_tokens is None else [loss_tokens.bool().view(blocks)]
-        if attention_mask is not None:
-            real = attention_mask.bool().view(blocks)
+        conditions = []
+        if loss_tokens is not None:
+            check_like_ids("loss_tokens", loss_tokens, input_ids)
+            conditions.append(loss_tokens.bool().view(blocks))
+        if visible_bL is not None:
+            real = visible_bL.view(blocks)
             conditions.append(real.all(-1, keepdim=True).expand_as(real))
         if labels is not None:
+            check_labels(labels, input_ids)
             conditions.append((labels != -100).view(blocks))
         return torch.stack(conditions).all(0) if conditions else None
 
