@@ -18,10 +18,15 @@ def in_flight(num_workers: int | None) -> int:
 
 
 def spread(
-    function: RemoteFunction, arguments: Iterable[tuple], limit: int, finished: Callable[[int, Any], None]
+    function: RemoteFunction,
+    arguments: Iterable[tuple],
+    limit: int,
+    finished: Callable[[int, Any], None],
+    waiting: Callable[[], None] = lambda: None,
 ) -> None:
     """Call ``function.remote(*argument)`` for every argument, at most ``limit`` at a time, and
-    ``finished(index, result)`` in the order in which they end. An argument is taken only when its task can start.
+    ``finished(index, result)`` in the order in which they end; ``waiting()`` before each wait of half a second at most.
+    An argument is taken only when its task can start.
 
     After an exception no more tasks are started, those that run are awaited, and the exception is raised; that of a
     task is raised as the task raised it. After an interrupt nothing is awaited: the end of the Ray session ends the
@@ -36,6 +41,7 @@ def spread(
                 pending[function.remote(*argument)] = index
             if not pending:
                 return
+            waiting()
             ready, _ = ray.wait(list(pending), timeout=0.5)
             for reference in ready:
                 result = ray.get(reference)

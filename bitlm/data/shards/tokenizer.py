@@ -1,7 +1,7 @@
 """The tokenizer artifact: byte-level BPE trained here, or a ready ``tokenizer.json``."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,6 +21,8 @@ PAD_TOKEN = "<|pad|>"
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+WORD_BYTES = 1024  # of a word when merges are learned: the time for a word grows with the square of its length
+PIECE_CHARACTERS = 2**20  # of a text that the library gets at a time: it needs up to 300 bytes for a character
 
 
 class TokenizerInfo(Frozen):
@@ -79,14 +81,16 @@ def parse(data: bytes, name: str) -> Tokenizer:
 
 
 def train(texts: Iterable[str], config: TokenizerConfig) -> bytes:
-    """Byte-level BPE on the texts; the end and pad tokens are ids 0 and 1. The same texts give the same bytes."""
+    """Byte-level BPE on the texts; the end and pad tokens are ids 0 and 1. The same texts give the same bytes.
+
+    Words of more than ``WORD_BYTES`` are cut, in learning alone: the tokenizer that is returned encodes them whole.
+    """
+    split = [
+        pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*split, pre_tokenizers.FixedLength(WORD_BYTES)])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,
@@ -94,8 +98,15 @@ def train(texts: Iterable[str], config: TokenizerConfig) -> bytes:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(_pieces(texts), trainer)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
     return tokenizer.to_str(pretty=True).encode()
+
+
+def _pieces(texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        for start in range(0, len(text), PIECE_CHARACTERS):
+            yield text[start : start + PIECE_CHARACTERS]
 
 
 def describe(data: bytes, config: TokenizerConfig) -> TokenizerInfo:

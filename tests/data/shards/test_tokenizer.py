@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from bitlm.config import TokenizerConfig
+from bitlm.data.shards import tokenizer as module
 from bitlm.data.shards.tokenizer import INFO_FILE, TOKENIZER_FILE, TextTokenizer, describe, parse, train
 from bitlm.errors import ConfigError, SourceError
 
@@ -31,6 +32,37 @@ def qwen3(samples: Path) -> tuple[TextTokenizer, Tokenizer]:
 def test_training_gives_the_same_bytes_again() -> None:
     config = TokenizerConfig(vocab_size=300)
     assert train(TEXTS, config) == train(iter(TEXTS), config)
+
+
+def test_ordinary_text_gives_the_merges_of_the_library() -> None:
+    """Nothing that bounds what the library gets touches words of up to ``WORD_BYTES``, or is left in the tokenizer."""
+    texts = [*TEXTS, "é" * (module.WORD_BYTES // 2), "-" * module.WORD_BYTES]
+    library = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(module.SPLIT), behavior="isolated")
+    library.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<|endoftext|>", module.PAD_TOKEN]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
+    library.train_from_iterator(texts, trainer)
+    expected, found = (json.loads(data) for data in (library.to_str(), train(texts, TokenizerConfig(vocab_size=400))))
+    assert found["model"] == expected["model"]
+    assert found["pre_tokenizer"] == expected["pre_tokenizer"]
+
+
+@pytest.mark.parametrize("letter", ["a", " ", "\n", "!", "漢", "😀", "\u0301"])
+def test_a_word_of_any_length_is_learned_from(letter: str) -> None:
+    """The library alone takes minutes to hours for each of these words."""
+    data = train([letter * 1_000_000, *TEXTS], TokenizerConfig(vocab_size=300))
+    assert len(TextTokenizer(data, describe(data, TokenizerConfig())).encode(letter * 64)) == 1
+
+
+def test_long_words_are_cut_and_long_texts_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TokenizerConfig(vocab_size=300)
+    expected = train(["abcdefgh", "ijklmnop", "ij"] * 10, config)
+    monkeypatch.setattr(module, "WORD_BYTES", 8)
+    assert train(["abcdefghijklmnopij"] * 10, config) == expected
+    monkeypatch.setattr(module, "PIECE_CHARACTERS", 4)
+    assert train(["abcdefghij"] * 10, config) == train(["abcd", "efgh", "ij"] * 10, config)
 
 
 def test_special_tokens_and_size(trained: TextTokenizer) -> None:
