@@ -35,11 +35,9 @@ class Progress:
     def _show(self, fraction: float, text: str) -> None:
         line = f"  {self._title}  {fraction:4.0%}  {text}"
         if self._console.is_terminal:
-            self._console.print(
-                line[: self._console.width - 1].ljust(self._console.width - 1), end="\r", highlight=False, markup=False
-            )
+            self._console.print(line[: self._console.width - 1].ljust(self._console.width - 1), end="\r")
         else:
-            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self._console.print(line, soft_wrap=True)
 
     def _record(self, fraction: float, text: str) -> None:
         if self._artifact is None:

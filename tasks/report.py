@@ -1,7 +1,9 @@
 """The report stage: one page, its tables as Markdown, all of it as JSON, and Prefect artifacts."""
 
 import json
+import os
 from typing import Any
+from urllib.parse import quote
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.context import TaskRunContext
@@ -12,6 +14,7 @@ from bitlm.artifacts.work import Work
 from bitlm.evaluate import report, table
 from bitlm.evaluate.results import Results, collect, subjects
 from bitlm.steps import STAGES, Step
+from bitlm.text import markdown
 from bitlm_tasks.run import Run, stage_task
 
 
@@ -39,10 +42,17 @@ def show(record: Record, run: Run) -> None:
     results: Results = json.loads(_read(record, run, "results.json"))
     rows = [table.Row.model_validate(row) for row in results["rows"]]
     create_table_artifact(table.plain(rows), key="rouge", description=f"{table.ARTICLE_NOTE} {table.LEAD_NOTE}")
-    create_markdown_artifact(_read(record, run, "report.md"), key="report-tables", description=results["title"])
-    url = run.store.url(record.id, "report.html")
-    href = f"file://{url}" if storage.is_local(url) else url
-    create_link_artifact(href, link_text=record.id, key="report", description="The report of the pipeline")
+    title = markdown(results["title"])
+    create_markdown_artifact(_read(record, run, "report.md"), key="report-tables", description=title)
+    href = _href(run.store.url(record.id, "report.html"))
+    create_link_artifact(href, link_text=markdown(record.id), key="report", description="The report of the pipeline")
+
+
+def _href(url: str) -> str:
+    """A link, in which every character of a path that has a meaning in links is quoted."""
+    if not storage.is_local(url):
+        return quote(url, safe=":/@")
+    return "file://" + quote(os.fsencode(storage.local_path(url)), safe="/@")
 
 
 def _read(record: Record, run: Run, name: str) -> str:

@@ -12,6 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
 from prefect.tasks import Task
 from rich.console import Console
+from rich.text import Text
 
 from bitlm.artifacts.lineage import explain
 from bitlm.artifacts.record import Record
@@ -20,6 +21,8 @@ from bitlm.artifacts.work import Work
 from bitlm.config import PipelineConfig
 from bitlm.errors import ArtifactError, BitLMError
 from bitlm.steps import Step, find_artifact, missing_input
+from bitlm.text import markdown, markdown_code, one_line
+from bitlm_tasks.console import console
 from bitlm_tasks.progress import Progress
 from bitlm_tasks.session import RaySession
 
@@ -55,7 +58,7 @@ class Run:
     store: Store
     config: PipelineConfig
     verification: Verification = "full"
-    console: Console = field(default_factory=lambda: Console(stderr=True))
+    console: Console = field(default_factory=lambda: console(stderr=True))
     session: RaySession = field(default_factory=RaySession)
     verified: set[str] = field(default_factory=set)
     """Ids of the artifacts whose files were checked in this run already."""
@@ -127,7 +130,7 @@ def run_step(step: Step, run: Run, build: Build) -> Outcome:
     if existing is not None:
         return _reuse(existing, run)
     reasons = tuple(explain(run.store.newest(step.stage, step.name), step))
-    run.console.print(f"[bold]making[/]  {step.key}  [dim]({'; '.join(reasons)})[/]", highlight=False)
+    run.console.print(Text.assemble(("making", "bold"), f"  {step.key}  ", (f"({'; '.join(reasons)})", "dim")))
     inputs = {role: run.input(step, role) for role in step.inputs}
     run.progress = Progress(step.key, run.console)
     started = datetime.now(UTC)
@@ -153,9 +156,9 @@ def run_step(step: Step, run: Run, build: Build) -> Outcome:
     finally:
         work.release()
     run.verified.add(record.id)
+    figures = f"{record.seconds:.1f} s  {headline(record.metrics)}"
     run.console.print(
-        f"[green]made[/]    {record.id}  [dim]{record.seconds:.1f} s  {headline(record.metrics)}[/]",
-        highlight=False,
+        Text.assemble(("made", "green"), f"    {record.id}  ", (figures, "dim")),
         soft_wrap=True,
     )
     outcome = Outcome(record, run.store.url(record.id), False, reasons)
@@ -166,7 +169,7 @@ def run_step(step: Step, run: Run, build: Build) -> Outcome:
 def _reuse(record: Record, run: Run) -> Outcome:
     run.verify(record)
     run.store.discard(record)
-    run.console.print(f"[green]reused[/]  {record.id}", highlight=False)
+    run.console.print(Text.assemble(("reused", "green"), f"  {record.id}"))
     outcome = Outcome(record, run.store.url(record.id), True, ())
     _record_in_prefect(outcome)
     return outcome
@@ -184,7 +187,7 @@ def _is_plain(value: Any) -> bool:
 
 def _short(value: float | str) -> str:
     if isinstance(value, str):
-        return value
+        return one_line(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
@@ -194,14 +197,15 @@ def _record_in_prefect(outcome: Outcome) -> None:
         return
     record = outcome.record
     state = "reused" if outcome.reused else "made"
-    lines = [f"**{record.id}** ({state})", "", f"`{outcome.url}`", ""]
-    lines += [f"- {reason}" for reason in outcome.reasons]
-    lines += ["", "| input | artifact |", "|---|---|"]
-    lines += [f"| {role} | {entry.id} |" for role, entry in record.inputs.items()]
-    lines += ["", "| metric | value |", "|---|---|"]
-    lines += [f"| {key} | {value} |" for key, value in record.metrics.items() if _is_plain(value)]
+    inputs = {role: entry.id for role, entry in record.inputs.items()}
+    metrics = {key: value for key, value in record.metrics.items() if _is_plain(value)}
+    lines = [f"**{markdown(record.id)}** ({state})", "", markdown_code(outcome.url), ""]
+    lines += [f"- {markdown(reason)}" for reason in outcome.reasons]
+    for head, rows in (("| input | artifact |", inputs), ("| metric | value |", metrics)):
+        lines += ["", head, "|---|---|"]
+        lines += [f"| {markdown(key)} | {markdown(str(value))} |" for key, value in rows.items()]
     key = "".join(c if c.isalnum() else "-" for c in f"{record.stage}-{record.name}".lower())
-    create_markdown_artifact("\n".join(lines), key=key, description=record.id)
+    create_markdown_artifact("\n".join(lines), key=key, description=markdown(record.id))
 
 
 def _worth_retrying(_task: Task[Any, Any], _task_run: Any, state: Any) -> bool:

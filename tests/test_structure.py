@@ -17,6 +17,7 @@ PROJECT = Path(__file__).parents[1]
 TREES = {"bitlm": "bitlm", "bitlm_tasks": "tasks", "bitlm_flows": "flows"}  # name when imported → folder
 PACKAGES = (
     "errors",
+    "text",
     "config",
     "storage",
     "artifacts",

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from bitlm.artifacts.record import Record
 from bitlm.artifacts.store import Store
 from bitlm.errors import ArtifactError
+from bitlm.text import one_line
 
 ABSENT = "(absent)"
 SHOWN_CHANGES = 12
@@ -157,5 +158,5 @@ def _compare(old: dict[str, tuple[Any, Any]], new: dict[str, tuple[Any, Any]]) -
 
 
 def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else repr(value)
+    text = one_line(value if isinstance(value, str) else repr(value))
     return text if len(text) <= 60 else text[:57] + "…"

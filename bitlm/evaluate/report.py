@@ -14,6 +14,7 @@ from bitlm.evaluate import curves, table
 from bitlm.evaluate.lineage_svg import lineage_svg
 from bitlm.evaluate.measures import MEASURES
 from bitlm.evaluate.results import Results, range_of
+from bitlm.text import markdown
 
 STYLES = {"diffusion": 0, "lm": 1}
 GROUPS = (
@@ -33,7 +34,7 @@ def render_markdown(results: Results) -> str:
     """The ROUGE and validation tables, for a README or a pull request."""
     rows = [table.Row.model_validate(row) for row in results["rows"]]
     parts = [
-        f"# {results['title']}",
+        f"# {markdown(results['title'])}",
         f"Preset `{results['preset']}`. ROUGE F1 ×100 [95% bootstrap interval], {results['implementation']}. "
         f"{results['newlines']}.",
         table.markdown(rows),
@@ -49,7 +50,7 @@ def render_markdown(results: Results) -> str:
         lines += [_validation_line(line) for line in results["validation"]]
         parts += ["## Likelihood on held-out text", "\n".join(lines)]
     if results["notes"]:
-        parts += ["## Notes", "\n".join(f"- {note}" for note in results["notes"])]
+        parts += ["## Notes", "\n".join(f"- {markdown(note)}" for note in results["notes"])]
     return "\n\n".join(parts) + "\n"
 
 

@@ -8,6 +8,7 @@ from rich.table import Table
 from bitlm.artifacts.record import Record
 from bitlm.config.stages import Frozen
 from bitlm.evaluate.measures import MAIN_MEASURES, MEASURES
+from bitlm.text import markdown as escaped
 
 TRAININGS = {"pretrain": "pretrained", "finetune": "fine-tuned"}
 HEADS = {"diffusion": "Diffusion head", "lm": "LM head"}
@@ -101,7 +102,7 @@ def markdown(table: Sequence[Row]) -> str:
     for row in table:
         source = f"`{row.artifact}`" if row.artifact else ARTICLE
         examples = f"{row.examples:,}" if row.examples else "–"
-        lines.append(_line([_escape(row.system), row.choices or "–", source, *cells(row), examples]))
+        lines.append(_line([escaped(row.system), row.choices or "–", source, *cells(row), examples]))
     return "\n".join(lines)
 
 
@@ -143,7 +144,3 @@ def _line(texts: Sequence[str]) -> str:
 
 def _short(score: Score) -> str:
     return f"{score.f1:.2f}" if score.low is None else f"{score.f1:.2f} ± {(score.high - score.low) / 2:.2f}"
-
-
-def _escape(text: str) -> str:
-    return text.replace("|", "\\|")

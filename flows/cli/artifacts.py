@@ -13,7 +13,10 @@ from bitlm.artifacts import Record, Store, diff, lineage, tree
 from bitlm.artifacts.lineage import human_bytes, key_metrics
 from bitlm.errors import ArtifactError, BitLMError
 from bitlm.storage import redact
-from bitlm_flows.cli.options import NARROW, add_json, add_root, plain_console, print_json
+from bitlm.text import one_line, printable
+from bitlm_flows.cli.options import NARROW, add_json, add_root
+from bitlm_flows.cli.output import print_json
+from bitlm_tasks.console import console as new_console
 
 
 def add_parser(commands: Any) -> None:
@@ -63,8 +66,8 @@ def _list(args: argparse.Namespace, store: Store) -> int:
     if args.json:
         _print_json([_summary(store, record) for record in records])
         return 0
-    console = plain_console()
-    console.print(_listing(records, f"artifacts in {redact(store.root)}", narrow=console.width < NARROW))
+    console = new_console()
+    console.print(_listing(records, f"artifacts in {one_line(redact(store.root))}", narrow=console.width < NARROW))
     return 0
 
 
@@ -92,11 +95,11 @@ def _show(args: argparse.Namespace, store: Store) -> int:
     files = fields.pop("files")
     about = _table("", "", show_header=False, title=record.id)
     for key, value in fields.items():
-        about.add_row(key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1))
+        about.add_row(key, one_line(value) if isinstance(value, str) else _json(value))
     contents = _table("file", "bytes", "sha256")
     for entry in files:
-        contents.add_row(entry["path"], f"{entry['bytes']:,}", entry["sha256"][:16])
-    console = plain_console()
+        contents.add_row(one_line(entry["path"]), f"{entry['bytes']:,}", entry["sha256"][:16])
+    console = new_console()
     console.print(about)
     console.print(contents)
     return 0
@@ -107,7 +110,7 @@ def _lineage(args: argparse.Namespace, store: Store) -> int:
     if args.json:
         _print_json([_summary(store, one) for one in lineage(store, record)])
     else:
-        plain_console().print(tree(store, record), soft_wrap=True)
+        new_console().print(tree(store, record), soft_wrap=True)
     return 0
 
 
@@ -122,8 +125,8 @@ def _diff(args: argparse.Namespace, store: Store) -> int:
         return 0
     table = _table("field", a.id, b.id)
     for change in changes:
-        table.add_row(change.key, str(change.old), str(change.new))
-    plain_console().print(table)
+        table.add_row(one_line(change.key), one_line(str(change.old)), one_line(str(change.new)))
+    new_console().print(table)
     return 0
 
 
@@ -145,8 +148,8 @@ def _verify(args: argparse.Namespace, store: Store) -> int:
     else:
         table = _table("artifact", "verified")
         for one, fault in faults.items():
-            table.add_row(one, Text("ok", "green") if fault is None else Text(fault, "red"))
-        plain_console().print(table)
+            table.add_row(one_line(one), Text("ok", "green") if fault is None else Text(one_line(fault), "red"))
+        new_console().print(table)
     return 0 if all(fault is None for fault in faults.values()) else 1
 
 
@@ -162,6 +165,10 @@ def _summary(store: Store, record: Record) -> dict[str, Any]:
         "metrics": record.metrics,
         "inputs": {role: entry.id for role, entry in record.inputs.items()},
     }
+
+
+def _json(value: Any) -> str:
+    return printable(json.dumps(value, ensure_ascii=False, indent=1))
 
 
 def _print_json(value: Any) -> None:

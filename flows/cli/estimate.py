@@ -4,7 +4,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from bitlm.artifacts.record import Record
@@ -18,6 +17,7 @@ from bitlm.data.shards.tokenizer import INFO_FILE, TOKENIZER_FILE, TokenizerInfo
 from bitlm.data.sources.corpus import load_corpus
 from bitlm.data.sources.state import DOCSTRINGS, read_tokenizer, resolve, text_source
 from bitlm.steps import Step, find_artifact
+from bitlm_tasks.console import console as new_console
 from bitlm_tasks.tokens import duration
 
 
@@ -38,9 +38,9 @@ def estimate_tokens(steps: Sequence[Step], config: PipelineConfig, root: str) ->
 
 
 def show_estimate(result: Estimate | str) -> None:
-    console = Console()
+    console = new_console()
     if isinstance(result, str):
-        console.print(f"\nno estimate for tokens: {result}", highlight=False, soft_wrap=True)
+        console.print(f"\nno estimate for tokens: {result}", soft_wrap=True)
         return
     table = Table(title="tokens, estimated", title_justify="left", show_header=False)
     rows = {
@@ -58,7 +58,6 @@ def show_estimate(result: Estimate | str) -> None:
     console.print(
         f"measured on {result.sample_documents:,} documents ({result.sample_text_bytes / 1e6:.1f} MB) of "
         f"{result.sample_files} files; reading over a network is not in it",
-        highlight=False,
         soft_wrap=True,
     )
 

@@ -5,7 +5,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bitlm.errors import ConfigError
-from bitlm_flows.cli.options import add_json, add_root, print_json
+from bitlm.text import printable
+from bitlm_flows.cli.options import add_json, add_root
+from bitlm_flows.cli.output import print_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,9 +70,9 @@ def run(args: argparse.Namespace) -> int:
         print_json(_batch(model, tokenizer, args.prompt, prompts, sampling))
     else:
         for number, prompt in enumerate(prompts):
-            print("\n" * (number > 0) + args.prompt[number], end="", flush=True)
+            print("\n" * (number > 0) + printable(args.prompt[number]), end="", flush=True)
             for piece in _pieces(model, tokenizer, prompt, number, sampling):
-                print(piece, end="", flush=True)
+                print(printable(piece), end="", flush=True)
             print()
     return 0
 

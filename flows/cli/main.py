@@ -3,29 +3,49 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
-from bitlm.errors import BitLMError
+from bitlm.errors import BitLMError, ConfigError
+from bitlm.text import one_line
 from bitlm_flows.cli import artifacts, generate, plan, run, score, tokens
+from bitlm_flows.cli.output import standard_output
 from bitlm_flows.lifetime import INTERRUPTED, bounded_interrupt
 
 COMMANDS = (run, plan, artifacts, tokens, score, generate)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    with standard_output():
+        try:
+            return _call(sys.argv[1:] if argv is None else argv)
+        except BitLMError as error:
+            print(f"bitlm: {one_line(str(error))}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print("bitlm: interrupted; what is complete is kept, and the next run continues from it", file=sys.stderr)
+            return INTERRUPTED
+
+
+def _call(argv: Sequence[str]) -> int:
+    for argument in argv:
+        if any("\ud800" <= character <= "\udfff" for character in argument):
+            raise ConfigError(
+                f"the argument {argument} is not text in {sys.getfilesystemencoding()}: use UTF-8 (LANG=C.UTF-8), also "
+                "in the names of files"
+            )
     args = _parser().parse_args(argv)
-    try:
-        with bounded_interrupt():
-            return args.command(args)
-    except BitLMError as error:
-        print(f"bitlm: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("bitlm: interrupted; what is complete is kept, and the next run continues from it", file=sys.stderr)
-        return INTERRUPTED
+    with bounded_interrupt():
+        return args.command(args)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Raises ConfigError."""
+        raise ConfigError(f"{message}; `{self.prog} --help` lists what it takes")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="bitlm", description="BitLM: binary-code language models and their pipeline")
+    parser = _Parser(prog="bitlm", description="BitLM: binary-code language models and their pipeline")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(commands)

@@ -1,10 +1,6 @@
-"""What several commands share: their options, and how they print."""
+"""The options that several commands share."""
 
 import argparse
-import json
-from typing import Any
-
-from rich.console import Console
 
 from bitlm.config import PRESETS, PipelineConfig, configure
 from bitlm.config.overrides import nearest
@@ -71,13 +67,3 @@ def inputs(args: argparse.Namespace) -> dict[str, str]:
             raise ConfigError(f"--input {pair}: expected ROLE=ID, for example tokens=tokens/tiny@v1")
         ids[role] = artifact_id
     return ids
-
-
-def print_json(value: Any, *, escaped: bool = True) -> None:
-    """``escaped``: all but ASCII as \\u…, which every terminal and every program takes."""
-    print(json.dumps(value, ensure_ascii=escaped, indent=2))
-
-
-def plain_console() -> Console:
-    """For text from artifacts: nothing in it is taken for markup."""
-    return Console(markup=False, highlight=False)

@@ -5,16 +5,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from bitlm.artifacts.ids import parse_id
 from bitlm.artifacts.lineage import explain
 from bitlm.artifacts.store import Store
 from bitlm.config import PipelineConfig
 from bitlm.steps import Step, find_artifact
-from bitlm_flows.cli.options import NARROW, add_selection, configuration, inputs, print_json, stages
+from bitlm_flows.cli.options import NARROW, add_selection, configuration, inputs, stages
+from bitlm_flows.cli.output import print_json
 from bitlm_flows.selection import Selection, selected_steps
+from bitlm_tasks.console import console as new_console
 
 
 @dataclass(frozen=True)
@@ -80,15 +82,15 @@ def _plan(step: Step, store: Store) -> PlannedStep:
 
 def _show(planned: Sequence[PlannedStep]) -> None:
     """On a narrow terminal the reasons stand below the step, so that no column breaks a word."""
-    console = Console()
+    console = new_console()
     narrow = console.width < NARROW
     table = Table(*(["step", "action"] if narrow else [Column("step", no_wrap=True), "action", "why"]))
     for one in planned:
-        action = f"reuse v{parse_id(one.artifact).version}" if one.artifact else "[bold]make[/]"
+        action = f"reuse v{parse_id(one.artifact).version}" if one.artifact else Text("make", "bold")
         if narrow:
             table.add_row("\n  ".join([one.step.key, *one.reasons]), action)
         else:
             table.add_row(one.step.key, action, "\n".join(one.reasons))
     console.print(table)
     to_make = sum(one.artifact is None for one in planned)
-    console.print(f"{to_make} to make, {len(planned) - to_make} reused", highlight=False)
+    console.print(f"{to_make} to make, {len(planned) - to_make} reused")

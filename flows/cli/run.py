@@ -7,14 +7,18 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from bitlm.artifacts.lineage import tree
 from bitlm.artifacts.store import Store
 from bitlm.config import PipelineConfig
 from bitlm.evaluate.table import Row, terminal
 from bitlm.storage import redact
-from bitlm_flows.cli.options import add_selection, configuration, inputs, print_json, stages
+from bitlm.text import one_line
+from bitlm_flows.cli.options import add_selection, configuration, inputs, stages
+from bitlm_flows.cli.output import print_json
 from bitlm_flows.selection import Selection, check
+from bitlm_tasks.console import console as new_console
 
 
 def add_parser(commands: Any) -> None:
@@ -58,13 +62,13 @@ def _run_flow(
 
 def _show(summaries: Sequence[Mapping[str, Any]], root: str) -> None:
     """What was made or reused; for a report also its ROUGE table, its lineage and its path."""
-    console = Console()
+    console = new_console()
     table = Table(*(Column(name, no_wrap=True) for name in ("artifact", "", "made in")))
     for summary in summaries:
         state = "reused" if summary["reused"] else "made"
         table.add_row(summary["id"], state, f"{summary['seconds']:.1f} s")
     console.print(table)
-    console.print(f"artifacts in {redact(Store(root).root)}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"artifacts in {one_line(redact(Store(root).root))}", soft_wrap=True)
     for summary in summaries:
         if summary["id"].startswith("report/"):
             _show_report(summary["id"], Store(root), console)
@@ -75,5 +79,6 @@ def _show_report(artifact_id: str, store: Store, console: Console) -> None:
     results = json.loads(store.read_bytes(record, "results.json"))
     console.print(terminal([Row.model_validate(row) for row in results["rows"]]))
     console.print("\nlineage", style="bold")
-    console.print(tree(store, record), highlight=False, markup=False, soft_wrap=True)
-    console.print(f"\n[bold]report[/]  {store.url(record.id, 'report.html')}", highlight=False, soft_wrap=True)
+    console.print(tree(store, record), soft_wrap=True)
+    url = one_line(redact(store.url(record.id, "report.html")))
+    console.print(Text.assemble("\n", ("report", "bold"), f"  {url}"), soft_wrap=True)

@@ -4,11 +4,12 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from bitlm.evaluate.measures import MEASURES
-from bitlm_flows.cli.options import add_json, print_json
+from bitlm_flows.cli.options import add_json
+from bitlm_flows.cli.output import print_json
+from bitlm_tasks.console import console
 
 
 def add_parser(commands: Any) -> None:
@@ -37,4 +38,4 @@ def _show(scores: Mapping[str, Any]) -> None:
     for measure, title in MEASURES.items():
         score = scores[measure]
         table.add_row(title, f"{score['f1']:.2f}", f"{score['low']:.2f} to {score['high']:.2f}")
-    Console().print(table)
+    console().print(table)

@@ -8,7 +8,10 @@ from rich.text import Text
 
 from bitlm.artifacts.store import Store
 from bitlm.storage import redact
-from bitlm_flows.cli.options import add_json, add_root, plain_console, print_json
+from bitlm.text import one_line, printable
+from bitlm_flows.cli.options import add_json, add_root
+from bitlm_flows.cli.output import print_json
+from bitlm_tasks.console import console as new_console
 
 if TYPE_CHECKING:
     from bitlm.data.reading.provenance import TokenProvenance
@@ -48,7 +51,8 @@ def _show(place: "TokenProvenance") -> None:
         position = "its end token" if document.token == document.length else f"token {document.token:,}"
         lines.append(f"document  {document.id}: {position} of {document.length:,}")
         lines.append(f"source    {redact(document.url)} (ETag {document.etag}), row {document.row:,}")
-    console = plain_console()
-    console.print(Text("\n".join(lines)), soft_wrap=True)
+    console = new_console()
+    console.print("\n".join(map(one_line, lines)), soft_wrap=True)
     console.print()
-    console.print(Text.assemble(place.before, (place.token, "reverse bold"), place.after))
+    before, token, after = map(printable, (place.before, place.token, place.after))
+    console.print(Text.assemble(before, (token, "reverse bold"), after))

@@ -183,6 +183,12 @@ def test_markdown_holds_every_row(results: Results) -> None:
     assert f"{score['f1']:.2f} [{score['low']:.2f}, {score['high']:.2f}]" in markdown
 
 
+def test_markdown_shows_a_title_as_it_is(results: Results) -> None:
+    assert report.render_markdown(results | {"title": "a*b* <i>[x](y)\n# z"}).startswith(
+        r"# a\*b\* \<i\>\[x\](y)\\n\# z" + "\n\n"
+    )
+
+
 def test_terminal_table_fits_eighty_columns(results: Results) -> None:
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(table.terminal([table.Row.model_validate(row) for row in results["rows"]]))
