@@ -20,6 +20,8 @@ from bitlm.artifacts.store import Store
 from bitlm.config import PromptConfig
 from bitlm.data.summaries.examples import read_examples
 from bitlm.data.summaries.prompts import encode_prompts
+from bitlm.devices import find_device
+from bitlm.errors import ConfigError
 from bitlm.evaluate.measures import MAIN_MEASURES
 from bitlm.evaluate.predictions import batches, load_model
 from bitlm.evaluate.rouge import score
@@ -65,11 +67,15 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
+    try:
+        device = find_device(args.device)
+    except ConfigError as error:
+        parser.error(str(error))
     logging.disable_progress_bar()
     store = Store(args.root)
     record = store.load(args.model)
     model, tokenizer = load_model(args.root, record.id)
-    model.to(args.device)
+    model.to(device)
     prompt = PromptConfig.model_validate(record.identity["prompt"])
     examples = list(read_examples(store, store.load(record.inputs["corpus"].id), "test", args.examples))
     prompts = encode_prompts(tokenizer, [example.document for example in examples], prompt)

@@ -22,9 +22,11 @@ from torch import nn
 
 from bitlm.codes import min_bits
 from bitlm.config import configure
+from bitlm.devices import find_device
+from bitlm.errors import ConfigError
 from bitlm.generation import Sampling
 from bitlm.model import BitLMConfig, BitLMForCausalLM
-from bitlm.model.config import QWEN3_IDS
+from bitlm.model.config import QWEN3_IDS, Vocabulary
 
 SCALES = ("tiny", "tiny-article", "0.6b", "1.7b", "4b", "8b")
 BATCHES, STEPS, OMEGAS = (1, 8, 64), (4, 8, 15), (1.0, 9.0)
@@ -34,14 +36,13 @@ def models(args: argparse.Namespace) -> tuple[BitLMForCausalLM, BitLMForCausalLM
     """The diffusion head's model, and the LM head's on the same backbone modules."""
     config = configure(args.scale, args.assignments)
     vocab_size = config.tokenizer.vocab_size if args.scale.startswith("tiny") else QWEN3_IDS
-    shared: dict[str, Any] = {"vocab_size": vocab_size, "num_bits": min_bits(vocab_size), "end_id": 0, "pad_id": 0}
+    vocabulary = Vocabulary(vocab_size, min_bits(vocab_size), end_id=0, pad_id=0)
     torch.set_default_dtype(getattr(torch, args.dtype))
     torch.manual_seed(0)
-    settings = config.model, config.pretrain.diffusion
     with torch.device(args.device):
-        diffusion = BitLMForCausalLM(BitLMConfig.from_sections(*settings, head="diffusion", **shared))
+        diffusion = BitLMForCausalLM(BitLMConfig.from_sections(config.model, "diffusion", vocabulary))
     with torch.device("meta"):
-        lm = BitLMForCausalLM(BitLMConfig.from_sections(*settings, head="lm", **shared))
+        lm = BitLMForCausalLM(BitLMConfig.from_sections(config.model, "lm", vocabulary))
     lm.model = diffusion.model
     lm.start_block = nn.Parameter(diffusion.start_block.detach()[:1].clone())
     lm.head.to_empty(device=args.device)
@@ -133,6 +134,10 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="assignments", metavar="STAGE.KEY=VALUE")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
+    try:
+        find_device(args.device)
+    except ConfigError as error:
+        parser.error(str(error))
     diffusion, lm = models(args)
     about = machine(args, diffusion, lm)
     print(f"{args.scale}, {args.dtype}, {about['device']}, {about['denoiser']} denoiser, compile = {args.compile}\n")

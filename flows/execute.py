@@ -6,6 +6,7 @@ from typing import Any, Literal
 from bitlm.config import PipelineConfig
 from bitlm.steps import STAGES
 from bitlm_flows.selection import Selection, check
+from bitlm_tasks.resources import check_steps
 from bitlm_tasks.run import Verification, open_run
 
 StageName = Literal[*STAGES]
@@ -14,8 +15,9 @@ Summaries = list[dict[str, Any]]
 
 
 def execute(config: PipelineConfig, root: str, selection: Selection, verification: Verification) -> Summaries:
-    """Run the selected steps and return their summaries. Raises as ``check``, before any work."""
+    """Run the selected steps and return their summaries. Raises as ``check`` and ``check_steps``, before any work."""
     selected = check(config, root, selection)
     with open_run(config, root, verification) as run:
+        check_steps(selected, run)
         outcomes = [import_module(STAGES[step.stage].task).task(step, run) for step in selected]
     return [outcome.summary() for outcome in outcomes]

@@ -27,6 +27,7 @@ from bitlm.evaluate.measures import MEASURES
 from bitlm.evaluate.predictions import SCHEMA, Prediction, batches, read_parts, to_parquet
 from bitlm.steps import Step
 from bitlm_tasks.prediction_worker import PredictionWorker
+from bitlm_tasks.resources import Demand, Node, check_room, living_nodes
 from bitlm_tasks.run import Run, stage_task
 
 
@@ -68,7 +69,9 @@ def _generate(step: Step, run: Run, parts: str, examples: Sequence[Example]) -> 
     todo = batches([len(prompt) for prompt in prompts], finished, run.config.evaluate.execution.batch_size)
     if todo:
         run.ray()
+        check_room(Demand.of_evaluation(run.config.evaluate))
         done = len(finished)
+        run.progress.update(done / len(examples), f"starting up to {run.config.evaluate.execution.num_actors} actor(s)")
         for count in _counts(run, parts, model, [_item(rows, prompts, examples) for rows in todo]):
             done += count
             run.progress.update(done / len(examples), f"{done:,} of {len(examples):,} texts")
@@ -103,11 +106,11 @@ def _counts(run: Run, parts: str, model: Record, items: list[dict[str, Any]]) ->
     _quiet()
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         PredictionWorker,
-        batch_size=None,
+        batch_size=1,  # one item; Ray Data takes no None with a GPU
         batch_format="pyarrow",
         fn_constructor_args=(run.store.root, model.id, parts, run.config.prompt.max_summary_tokens, settings),
         compute=ActorPoolStrategy(min_size=1, max_size=settings.execution.num_actors),
-        num_cpus=_actor_cpus(settings),
+        num_cpus=actor_cpus(settings, living_nodes()),
         num_gpus=1 if settings.execution.use_gpu else None,
     )
     for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
@@ -117,10 +120,13 @@ def _counts(run: Run, parts: str, model: Record, items: list[dict[str, Any]]) ->
             yield row["count"]
 
 
-def _actor_cpus(settings: EvaluateConfig) -> float:
-    """CPUs of an actor. A pool that takes all CPUs never finishes, so one stays free, or half of a single one."""
-    total = ray.cluster_resources().get("CPU", 1.0)
-    return min(settings.execution.cpus_per_actor, max(total - 1, total / 2))
+def actor_cpus(settings: EvaluateConfig, nodes: list[Node]) -> float:
+    """CPUs of an actor: at most what one of the nodes has on which it can run. A pool that takes all CPUs never
+    finishes, so one stays free, or half of a single one."""
+    able = [node for node in nodes if node.get("GPU") or not settings.execution.use_gpu]
+    largest = max((node.get("CPU", 0.0) for node in able), default=settings.execution.cpus_per_actor)
+    total = sum(node.get("CPU", 0.0) for node in nodes)
+    return min(settings.execution.cpus_per_actor, largest, max(total - 1, total / 2))
 
 
 def _quiet() -> None:

@@ -8,8 +8,10 @@ import torch
 
 from bitlm import errors
 from bitlm.config import EvaluateConfig
+from bitlm.devices import gpu_memory
 from bitlm.errors import BitLMError
 from bitlm.evaluate.predictions import SCHEMA, Predictor, write_part
+from bitlm_tasks.gpu import gpu_fault
 
 
 class PredictionWorker:
@@ -22,15 +24,21 @@ class PredictionWorker:
     @cached_property
     def _predictor(self) -> Predictor:
         """Loaded with the first batch, because Ray reduces an exception in an actor's constructor to its text."""
-        torch.set_num_threads(self._settings.execution.cpus_per_actor)
-        return Predictor(self._root, self._model_id, "cuda" if self._settings.execution.use_gpu else "cpu")
+        execution = self._settings.execution
+        torch.set_num_threads(execution.cpus_per_actor)
+        device = torch.device("cuda" if execution.use_gpu else "cpu")
+        fault = gpu_fault("evaluate", device) if execution.use_gpu else None
+        if fault is not None:
+            raise fault
+        return Predictor(self._root, self._model_id, device)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """A BitLMError is returned as a row, because Ray would reduce an exception to its text."""
         items = block.to_pylist()
         try:
-            for item in items:
-                self._write(item)
+            with gpu_memory("lower evaluate.execution.batch_size"):
+                for item in items:
+                    self._write(item)
         except BitLMError as error:
             name = next(base.__name__ for base in type(error).__mro__ if base.__module__ == errors.__name__)
             return pa.table({"count": [0], "error_type": [name], "error": [str(error)]})

@@ -19,11 +19,14 @@ from bitlm import storage
 from bitlm.artifacts.record import Record
 from bitlm.artifacts.work import Work
 from bitlm.config import TrainConfig, TrainExecution
-from bitlm.errors import ArtifactError, BitLMError, ConfigError
+from bitlm.devices import gpu_memory
+from bitlm.errors import ArtifactError, BitLMError
 from bitlm.steps import Step
 from bitlm.train.loop import Folders, Setup, train
+from bitlm_tasks.gpu import GpuConfig
 from bitlm_tasks.monitor import Monitor, TrainingStatus
 from bitlm_tasks.registration import ControllerRegistration
+from bitlm_tasks.resources import Demand, check_room
 
 if TYPE_CHECKING:  # workers, which load this module, need no Prefect
     from bitlm_tasks.run import Run
@@ -36,6 +39,7 @@ STOP_SECONDS = 6.0  # for the controller to end its workers and free their resou
 class Job:
     """What each worker is sent."""
 
+    stage: str
     prepare: Callable[[Folders], Setup]
     folders: Folders
     execution: TrainExecution
@@ -50,11 +54,11 @@ def fit(prepare: Callable[[Folders], Setup], config: TrainConfig, step: Step, ru
     """
     run.ray()
     execution = config.execution
-    _check_resources(step.stage, execution)
+    check_room(Demand.of_training(step.stage, execution))
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     monitor = Monitor.remote()
-    job = Job(prepare, Folders(storage.join(work.scratch, "checkpoints"), work.out), execution, monitor)
+    job = Job(step.stage, prepare, Folders(storage.join(work.scratch, "checkpoints"), work.out), execution, monitor)
     outcome = _in_thread(_trainer(job, step, work).fit)
     try:
         while not wait([outcome], timeout=POLL_SECONDS).done:
@@ -84,7 +88,9 @@ def _trainer(job: Job, step: Step, work: Work) -> TorchTrainer:
     return TorchTrainer(
         _train_worker,
         train_loop_config={"job": ray.put(job)},  # by reference: the controller would load what the job needs
-        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if execution.use_gpu else "gloo"),
+        torch_config=(
+            GpuConfig(stage=step.stage, monitor=job.monitor) if execution.use_gpu else TorchConfig(backend="gloo")
+        ),
         scaling_config=ScalingConfig(
             num_workers=execution.num_workers, use_gpu=execution.use_gpu, resources_per_worker=_resources(execution)
         ),
@@ -105,11 +111,14 @@ def _train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(job.execution.cpus_per_worker)
     if job.execution.use_gpu:
+        if not torch.distributed.is_initialized():
+            threading.Event().wait()  # a GPU is at fault, as the monitor knows: until the driver ends the workers
         torch.cuda.set_device(get_device())
     if get_context().get_world_rank() == 0:
         job.monitor.count_start.remote()
     try:
-        return train(job.prepare(job.folders), report=job.monitor.report.remote)
+        with gpu_memory(f"lower {job.stage}.execution.micro_batch_size, or use more workers"):
+            return train(job.prepare(job.folders), report=job.monitor.report.remote)
     except BitLMError as error:
         job.monitor.report_error.remote(error)
         threading.Event().wait()  # until the driver ends the workers: if this raised, Ray Train would restart them
@@ -147,21 +156,6 @@ def _stop(controller: ActorHandle | None) -> None:
 
 def _resources(execution: TrainExecution) -> dict[str, float]:
     return {"CPU": execution.cpus_per_worker, **({"GPU": 1} if execution.use_gpu else {})}
-
-
-def _check_resources(stage: str, execution: TrainExecution) -> None:
-    """Raises ConfigError if the local Ray session is too small, to which nothing will ever be added. A cluster may
-    grow, so there the training waits."""
-    if os.environ.get("RAY_ADDRESS"):
-        return
-    available = ray.cluster_resources()
-    for kind, each in _resources(execution).items():
-        if each * execution.num_workers > available.get(kind, 0):
-            remedy = "cpus_per_worker" if kind == "CPU" else "set use_gpu=false"
-            raise ConfigError(
-                f"{stage}.execution asks for {execution.num_workers} workers with {each} {kind} each, this machine has "
-                f"{available.get(kind, 0):g}: lower num_workers or {remedy}"
-            )
 
 
 def _progress(status: TrainingStatus, config: TrainConfig) -> tuple[float, str]:

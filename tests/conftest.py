@@ -47,9 +47,19 @@ def samples() -> Path:
 
 @pytest.fixture(scope="module")
 def ray_session() -> None:
-    """A Ray of this machine. The tests of a process share it; those that need one of their own shut it down first."""
+    """A Ray of this machine. The tests of a process share it; those that need one of their own shut it down first.
+
+    It is told of a GPU, whether there is one or not: Ray places by what it is told.
+    """
     if not ray.is_initialized():
-        ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, object_store_memory=10**8)
+        ray.init(
+            address="local",
+            num_cpus=3,
+            num_gpus=1,
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=10**8,
+        )
 
 
 def pytest_sessionfinish() -> None:

@@ -23,6 +23,7 @@ PACKAGES = (
     "artifacts",
     "packing",
     "codes",
+    "devices",
     "batch",
     "diffusion",
     "generation",

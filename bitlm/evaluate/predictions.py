@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from bitlm import storage
 from bitlm.artifacts.store import Store
@@ -56,9 +57,9 @@ def _load_folder(folder: str) -> tuple[BitLMForCausalLM, TextTokenizer]:
 
 
 class Predictor:
-    """A trained model with its tokenizer, from verified files; ``device`` as torch names it."""
+    """A trained model with its tokenizer, from verified files."""
 
-    def __init__(self, root: str, model_id: str, device: str = "cpu") -> None:
+    def __init__(self, root: str, model_id: str, device: torch.device | str = "cpu") -> None:
         """Raises as ``load_model``."""
         model, self._tokenizer = load_model(root, model_id)
         self._model = model.to(device)

@@ -44,37 +44,50 @@ def add_parser(commands: Any) -> None:
     for name, settings in OPTIONS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", **settings)
     parser.add_argument("--compile", action="store_true", help="compile the head; slow at first, faster from then on")
-    parser.add_argument("--device", help="as torch names it; by default a GPU where there is one")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N; by default a GPU where there is one")
     parser.add_argument("--trace", action="store_true", help="print at which step each bit took its final sign")
     add_json(parser, help="generate all prompts in one batch and print JSON")
     parser.set_defaults(command=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    import torch  # this and the model take seconds to load
-    from transformers.utils import logging
+    from transformers.utils import logging  # this, torch and the model take seconds to load
 
+    from bitlm.devices import find_device, gpu_memory
     from bitlm.evaluate.predictions import load_model
     from bitlm.generation import Sampling
 
     options = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
     sampling = Sampling(trace=args.trace, compile=args.compile, **options)
     logging.disable_progress_bar()
+    device = find_device(args.device)
     model, tokenizer = load_model(args.root, args.model)
-    model.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     prompts = [tokenizer.encode(prompt) for prompt in args.prompt]
     for text, prompt in zip(args.prompt, prompts, strict=True):
         if not prompt:
             raise ConfigError(f"--prompt {text!r} is empty: give at least one character")
-    if args.json:
-        print_json(_batch(model, tokenizer, args.prompt, prompts, sampling))
-    else:
-        for number, prompt in enumerate(prompts):
-            print("\n" * (number > 0) + printable(args.prompt[number]), end="", flush=True)
-            for piece in _pieces(model, tokenizer, prompt, number, sampling):
-                print(printable(piece), end="", flush=True)
-            print()
+    with gpu_memory("give fewer or shorter prompts, or --device cpu"):
+        model.to(device)
+        if args.json:
+            print_json(_batch(model, tokenizer, args.prompt, prompts, sampling))
+        else:
+            _print(model, tokenizer, args.prompt, prompts, sampling)
     return 0
+
+
+def _print(
+    model: "BitLMForCausalLM",
+    tokenizer: "TextTokenizer",
+    texts: Sequence[str],
+    prompts: Sequence[Sequence[int]],
+    sampling: "Sampling",
+) -> None:
+    """Each prompt and its text, as it comes."""
+    for number, prompt in enumerate(prompts):
+        print("\n" * (number > 0) + printable(texts[number]), end="", flush=True)
+        for piece in _pieces(model, tokenizer, prompt, number, sampling):
+            print(printable(piece), end="", flush=True)
+        print()
 
 
 def _batch(

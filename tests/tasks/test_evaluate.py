@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -22,12 +23,13 @@ from bitlm.data.shards.tokenizer import TextTokenizer
 from bitlm.data.sources.corpus import Corpus, Summaries, parquet_bytes, write_owned
 from bitlm.data.summaries.examples import Example
 from bitlm.data.summaries.prompts import encode_prompts
-from bitlm.errors import ArtifactError, SourceError
+from bitlm.errors import ArtifactError, ConfigError, SourceError
 from bitlm.evaluate import rouge
 from bitlm.evaluate.predictions import Predictor, batches
 from bitlm.model import BitLMConfig, BitLMForCausalLM
 from bitlm.steps import Step
 from bitlm_tasks import evaluate
+from bitlm_tasks.prediction_worker import PredictionWorker
 from bitlm_tasks.run import Run
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -161,7 +163,7 @@ def write_model(out: str, config: BitLMConfig, beside: dict[str, bytes]) -> None
 
 
 class Watcher:
-    """Stands in for the progress line; calls ``then`` once, at the first batch that is done."""
+    """Stands in for the progress line; calls ``then`` once, at the first batch that is done, after the start."""
 
     def __init__(self, then: Callable[[], None] = lambda: None) -> None:
         self.then = then
@@ -169,7 +171,7 @@ class Watcher:
 
     def update(self, fraction: float, text: str) -> None:
         self.fractions.append(fraction)
-        if len(self.fractions) == 1:
+        if len(self.fractions) == 2:
             self.then()
 
 
@@ -309,8 +311,9 @@ def test_what_is_interrupted_goes_on_and_a_killed_worker_is_replaced(made: Made)
     assert killed
     kept = sorted(before)[0]
     assert parts(work.scratch)[kept] == before[kept]
-    # At most the four batches that were missing (a worker may finish one after the interruption), and the scoring.
-    assert 2 <= len(run.progress.fractions) <= 5
+    # The start, at most the four batches that were missing (a worker may finish one after the interruption), and the
+    # scoring.
+    assert 3 <= len(run.progress.fractions) <= 6
     assert run.progress.fractions[-2:] == [1.0, 1.0]
     assert_direct(files(work.out), made, "diffusion")
     work.remove()
@@ -355,3 +358,23 @@ def test_a_damaged_model_is_refused_by_name_in_the_worker(made: Made) -> None:
     finally:
         path.write_bytes(whole)
         work.remove()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Ray's GPU is there")
+def test_a_gpu_that_torch_cannot_use_is_refused_by_the_actor(made: Made) -> None:
+    """Ray has a GPU to give, so that Ray Data starts an actor on it."""
+    with pytest.raises(ConfigError, match=r"^evaluate\.execution\.use_gpu: Ray gives a worker on .* a GPU, but torch "):
+        built(made, "lm", "evaluate.execution.use_gpu=true", name="gpu")
+
+
+def test_an_actor_whose_gpu_is_full_says_what_to_lower(made: Made) -> None:
+    worker = PredictionWorker(made.store.root, made.models["lm"].id, "", 12, evaluation(made, "lm")[1].config.evaluate)
+
+    def full(*args: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    worker._predictor = SimpleNamespace(texts=full)
+    item = {"rows": [0], "prompts": [[1]], "ids": ["a"], "references": ["b"]}
+    answer = worker(pa.Table.from_pylist([item])).to_pylist()[0]
+    assert answer["error_type"] == "BitLMError"
+    assert answer["error"].endswith("Tried to allocate 2 GiB.): lower evaluate.execution.batch_size")

@@ -16,6 +16,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / "train"))
 import toy_training
 from ray import cloudpickle
+from ray.util import placement_group_table
 from toy_training import ToyBatches, metrics, run, toy_setup, weights
 
 from bitlm.batch import Batch
@@ -113,6 +114,15 @@ def test_more_workers_than_this_machine_has(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(ConfigError, match=r"pretrain.execution asks for 2 workers with 10000 CPU each, this machine"):
         start(tmp_path / "many", "none", num_workers=2, cpus_per_worker=10_000)
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Ray's GPU is there")
+def test_a_gpu_that_torch_cannot_use_ends_the_training_at_once(tmp_path: Path) -> None:
+    """Ray has a GPU to give, so that Ray Train starts a worker on it."""
+    with pytest.raises(ConfigError, match=r"^pretrain\.execution\.use_gpu: Ray gives a worker on .* a GPU, but torch "):
+        start(tmp_path / "gpu", "none", use_gpu=True)
+    assert all(group["state"] == "REMOVED" for group in placement_group_table().values()), "a GPU is still taken"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,11 @@ def test_a_folder_without_a_tokenizer_is_refused(folder: Path, tmp_path: Path, c
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     assert main(words(tmp_path, "--prompt", "x")) == 1
     assert f"{TOKENIZER_FILE} is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["gpu", "mps", "cuda:99", "meta"])
+def test_a_device_that_is_not_there_is_one_line(folder: Path, name: str, capsys) -> None:
+    assert main([*words(folder, "--prompt", "Return"), "--device", name]) == 1
+    shown = capsys.readouterr()
+    assert not shown.out
+    assert re.fullmatch(rf"bitlm: device '{name}': .*; choose one of: cpu.*\n", shown.err)
