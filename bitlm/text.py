@@ -16,6 +16,11 @@ def one_line(text: str) -> str:
     return _IN_A_LINE.sub(_escape, text)
 
 
+def short(text: str, most: int = 80) -> str:
+    """At most ``most`` characters of ``text``, and a sign where it was cut."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def printable(text: str) -> str:
     """``one_line`` that keeps line breaks and tabs."""
     return _IN_TEXT.sub(_escape, text)

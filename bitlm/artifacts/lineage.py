@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from bitlm.artifacts.record import Record
 from bitlm.artifacts.store import Store
 from bitlm.errors import ArtifactError
-from bitlm.text import one_line
+from bitlm.text import one_line, short
 
 ABSENT = "(absent)"
 SHOWN_CHANGES = 12
@@ -158,5 +158,4 @@ def _compare(old: dict[str, tuple[Any, Any]], new: dict[str, tuple[Any, Any]]) -
 
 
 def _short(value: Any) -> str:
-    text = one_line(value if isinstance(value, str) else repr(value))
-    return text if len(text) <= 60 else text[:57] + "…"
+    return short(one_line(value if isinstance(value, str) else repr(value)), 60)

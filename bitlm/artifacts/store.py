@@ -40,6 +40,9 @@ class Store:
     """All artifacts below ``root``, a local folder or an fsspec URL. Holds nothing open; cheap to make."""
 
     def __init__(self, root: str) -> None:
+        """Raises ArtifactError for an empty root, which would be the current folder."""
+        if not root.removeprefix("file://").strip():
+            raise ArtifactError("the root is empty: name a folder or a URL")
         self.root = storage.local_path(root) if storage.is_local(root) else root.rstrip("/")
 
     def url(self, artifact_id: str, *parts: str) -> str:

@@ -2,16 +2,22 @@
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError, model_validator
 
 from bitlm.config.presets import PRESETS
 from bitlm.config.sections import Sections
 from bitlm.errors import ConfigError
+from bitlm.text import short
 
 Preset = Literal[*PRESETS]
+_REMEDIES = {
+    "string_type": '; in JSON a text stands in quotes, such as "2024"',
+    "tuple_type": '; give a list, such as ["lm"]',
+}
 
 
 class PipelineConfig(Sections):
@@ -31,8 +37,10 @@ class PipelineConfig(Sections):
 
 
 def configure(preset: str = "tiny", assignments: Iterable[str] = ()) -> PipelineConfig:
-    """Apply ``stage.key=value`` assignments to a preset. A value that is valid JSON is read as JSON, any other as text.
+    """Apply ``stage.key=value`` assignments to a preset; of several for one key the last counts.
 
+    The value of a key that holds text is taken as it is written, unless it is a JSON string; that of any other key is
+    read as JSON if it can be.
     Raises ConfigError, in one line that names the key, for an unknown key (with the nearest valid one), a wrong type or
     an impossible combination.
     """
@@ -41,9 +49,12 @@ def configure(preset: str = "tiny", assignments: Iterable[str] = ()) -> Pipeline
     overrides: dict[str, Any] = {"preset": preset}
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
-        if not separator:
-            raise ConfigError(f"--set {assignment}: expected stage.key=value")
-        _assign(overrides, key, _value(text))
+        if not key or not separator:
+            raise ConfigError(f"--set {short(assignment)}: expected stage.key=value, for example pretrain.steps=2000")
+        nested = _value(key, text)
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        overrides = _merge(overrides, nested)
     return validate(overrides)
 
 
@@ -59,28 +70,60 @@ def keys(model: type[BaseModel] = PipelineConfig, prefix: str = "") -> list[str]
     """Every dotted key that ``--set`` accepts."""
     dotted = []
     for name, field in model.model_fields.items():
-        nested = field.annotation
-        if isinstance(nested, type) and issubclass(nested, BaseModel):
-            dotted += keys(nested, f"{prefix}{name}.")
+        if _is_section(field.annotation):
+            dotted += keys(field.annotation, f"{prefix}{name}.")
         else:
             dotted.append(prefix + name)
     return dotted
 
 
-def _value(text: str) -> Any:
+def _value(key: str, text: str) -> Any:
+    """What the text of an assignment means for its key. Raises ConfigError for a key that cannot be set."""
+    kind = _kind(key)
+    if kind is None:
+        raise ConfigError(f"{short(key)} is unknown{nearest(key, keys())}")
+    kinds = set(_kinds(kind))
+    value = _json(text)
+    if _is_section(kind):
+        if not isinstance(value, dict):
+            example = next(iter(kind.model_fields))
+            raise ConfigError(f"{key} is a section: set one of its values, for example {key}.{example}=…")
+        return value
+    if str in kinds and type(value) not in kinds:
+        return text
+    return text if isinstance(value, bool) and bool not in kinds else value  # true is no number
+
+
+def _json(text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # also for a number of too many digits, and for too many brackets
         return text
 
 
-def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
-    *parents, leaf = key.split(".")
-    for parent in parents:
-        tree = tree.setdefault(parent, {})
-        if not isinstance(tree, dict):
-            raise ConfigError(f"{key} is unknown{nearest(key, keys())}")
-    tree[leaf] = value
+def _kind(key: str) -> Any:
+    """The annotation of the field that a dotted key names; None if there is no such field."""
+    kind: Any = PipelineConfig
+    for part in key.split("."):
+        if not _is_section(kind) or part not in kind.model_fields:
+            return None
+        kind = kind.model_fields[part].annotation
+    return kind
+
+
+def _kinds(annotation: Any) -> Iterator[type]:
+    """The types of values that an annotation allows."""
+    if get_origin(annotation) is Literal:
+        yield from map(type, get_args(annotation))
+    elif isinstance(annotation, UnionType):
+        for each in get_args(annotation):
+            yield from _kinds(each)
+    else:
+        yield get_origin(annotation) or annotation
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _merge(base: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,9 +139,11 @@ def _one_line(error: ValidationError) -> str:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return f"{key} is unknown{nearest(key, keys())}"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{key} = {json.dumps(first['input'], default=str)}: {message}" if key else message
+        return f"{short(key)} is unknown{nearest(key, keys())}"
+    message = first["msg"].removeprefix("Value error, ") + _REMEDIES.get(first["type"], "")
+    return (
+        f"{key} = {short(json.dumps(first['input'], default=str, ensure_ascii=False))}: {message}" if key else message
+    )
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:

@@ -3,7 +3,8 @@
 A value that is wrong by itself is refused by its own model in ``stages.py``.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from pydantic import model_validator
 
@@ -40,6 +41,20 @@ class Sections(Frozen):
         for check in CHECKS:
             check(self)
         return self
+
+
+def _integers_have_64_bits(config: Sections) -> None:
+    for key, value in _values(config.model_dump(), ""):
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError(f"{key} does not fit into 64 bits")
+
+
+def _values(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _values(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def _sequence_is_whole_blocks(config: Sections) -> None:
@@ -103,6 +118,7 @@ def _trainings(config: Sections) -> Iterator[tuple[str, TrainConfig]]:
 
 
 CHECKS: tuple[Callable[[Sections], None], ...] = (
+    _integers_have_64_bits,
     _sequence_is_whole_blocks,
     _sequence_is_whole_packed_codes,
     _summary_is_whole_blocks,

@@ -7,7 +7,7 @@ The settings at its top level say what is computed: its *identity*, which enters
 import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"  # of values that become part of an artifact's name, and so of a path
 Head = Literal["diffusion", "lm"]
@@ -37,25 +37,33 @@ class CorpusConfig(StageConfig):
 
     name: str = Field("docstrings", pattern=NAME, description="name of the corpus and token artifacts")
     source: str = Field(
-        "docstrings", description="docstrings, a path, glob or URL of parquet or jsonl(.gz) files, or hub:OWNER/NAME"
+        "docstrings",
+        min_length=1,
+        description="docstrings, a path, glob or URL of parquet or jsonl(.gz) files, or hub:OWNER/NAME",
     )
-    subset: str | None = Field(None, description="configuration of a Hub dataset, for example sample-10BT")
-    revision: str | None = Field(None, description="branch, tag or commit of a Hub dataset")
-    text_column: str = "text"
+    subset: str | None = Field(
+        None, min_length=1, description="configuration of a Hub dataset, for example sample-10BT"
+    )
+    revision: str | None = Field(None, min_length=1, description="branch, tag or commit of a Hub dataset")
+    text_column: str = Field("text", min_length=1)
     validation_fraction: float = Field(0.01, gt=0, lt=0.5)
     summaries: str = Field(
-        "docstrings", description="docstrings, a path, glob or URL of parquet files, or hub:OWNER/NAME"
+        "docstrings",
+        min_length=1,
+        description="docstrings, a path, glob or URL of parquet files, or hub:OWNER/NAME",
     )
-    summaries_revision: str | None = None
+    summaries_revision: str | None = Field(None, min_length=1)
     max_documents: int | None = Field(None, ge=1, description="stop after so many documents (docstrings only)")
 
 
 class TokenizerConfig(StageConfig):
-    source: str = Field("train", description="train, a path or URL of a tokenizer.json, or hub:OWNER/NAME")
-    revision: str | None = None
+    source: str = Field(
+        "train", min_length=1, description="train, a path or URL of a tokenizer.json, or hub:OWNER/NAME"
+    )
+    revision: str | None = Field(None, min_length=1)
     vocab_size: int = Field(4096, ge=257, description="size of the vocabulary to train; ignored for a ready tokenizer")
     num_bits: int | None = Field(None, ge=1, le=32, description="bits per token, B; by default ⌈log2 V⌉")
-    end_token: str = "<|endoftext|>"
+    end_token: str = Field("<|endoftext|>", min_length=1)
 
 
 class TokensExecution(Frozen):
@@ -108,11 +116,11 @@ class ModelConfig(StageConfig):
     num_layers: int = Field(28, ge=1)
     num_heads: int = Field(16, ge=1)
     num_kv_heads: int = Field(8, ge=1)
-    head_dim: int = Field(128, ge=2)
+    head_dim: int = Field(128, ge=2, multiple_of=2, description="even: rotary positions turn pairs")
     ffn_size: int = Field(3072, ge=8)
     tie_embeddings: bool = True
-    rope_theta: float = 1e6
-    rms_norm_eps: float = 1e-6
+    rope_theta: float = Field(1e6, gt=0)
+    rms_norm_eps: float = Field(1e-6, gt=0)
     block_size: int = Field(4, ge=1, description="m, tokens per block (the LM head always has m = 1)")
     slot_embedding: bool = Field(False, description="tell the backbone each token's place in its block")
     initialization: Initialization = Field("qwen3", description="qwen3: normal with 0.02; scaled: by width and depth")
@@ -165,7 +173,7 @@ class TrainConfig(StageConfig):
     beta2: float = Field(0.95, ge=0, lt=1)
     grad_clip: float = Field(1.0, gt=0)
     precision: Literal["float32", "bfloat16"] = "float32"
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     validate_every: int = Field(200, ge=1)
     validation_batches: int = Field(8, ge=1, description="batches of batch_size per validation")
     diffusion: DiffusionConfig = DiffusionConfig()
@@ -203,9 +211,18 @@ class PretrainConfig(TrainConfig):
     sequence_length: int = Field(2048, ge=8, description="L, tokens per sequence; a multiple of 8 and of block_size")
     window_shards: int = Field(4, ge=1, description="shards per window of the order of the data")
     init_from: str | None = Field(
-        None, description="lm (the pipeline's own LM head), pretrain/NAME[@vN], a folder or hub:OWNER/NAME"
+        None,
+        min_length=1,
+        description="lm (the pipeline's own LM head), pretrain/NAME[@vN], a folder or hub:OWNER/NAME",
     )
     execution: PretrainExecution = PretrainExecution()
+
+    @field_validator("heads")
+    @classmethod
+    def _check_heads(cls, heads: tuple[Head, ...]) -> tuple[Head, ...]:
+        if len(set(heads)) < len(heads):
+            raise ValueError("a head is named twice")
+        return heads
 
     def identity(self) -> dict[str, Any]:
         return self.model_dump(mode="json", exclude={"name", "execution", "heads"})
@@ -237,7 +254,7 @@ class EvaluateConfig(StageConfig):
     commit_threshold: float | None = Field(
         None, gt=0, lt=1, description="end a block early once every bit is stable and this certain; by default never"
     )
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     lead_sentences: int = Field(1, ge=1, description="sentences of the lead baseline")
     bootstrap_samples: int = Field(1000, ge=1)
     execution: EvaluateExecution = EvaluateExecution()

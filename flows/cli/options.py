@@ -59,11 +59,13 @@ def stages(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def inputs(args: argparse.Namespace) -> dict[str, str]:
-    """Role → id. Raises ConfigError for what is no such pair."""
+    """Role → id. Raises ConfigError for what is no such pair, and for two ids of one role."""
     ids = {}
     for pair in args.inputs:
         role, _, artifact_id = pair.partition("=")
-        if not artifact_id:
+        if not role or not artifact_id:
             raise ConfigError(f"--input {pair}: expected ROLE=ID, for example tokens=tokens/tiny@v1")
+        if role in ids:
+            raise ConfigError(f"--input {role} is given twice, {ids[role]} and {artifact_id}: name one")
         ids[role] = artifact_id
     return ids

@@ -70,8 +70,40 @@ def test_the_article_settings_are_the_defaults(preset):
         ),
         ("pretrain.execution.num_workers=3", "pretrain.execution.num_workers = 3 does not divide pretrain.batch_size"),
         ("pretrain.steps", "expected stage.key=value"),
-        ("pretrain.steps.x=1", "pretrain.steps"),
+        ("=x", "--set =x: expected stage.key=value, for example pretrain.steps=2000"),
+        ("pretrain.steps.x=1", "pretrain.steps.x is unknown"),
+        ("pretrain.steps.=1", "pretrain.steps. is unknown"),
+        ("pretrain..steps=1", "pretrain..steps is unknown; the nearest valid one is pretrain.steps"),
+        ("pretrain=5", "pretrain is a section: set one of its values, for example pretrain.steps=…"),
+        ("pretrain=null", "pretrain is a section"),
+        ("pretrain.execution=[]", "pretrain.execution is a section"),
+        ('pretrain={"stps": 5}', "pretrain.stps is unknown; the nearest valid one is pretrain.steps"),
+        (
+            'corpus={"name": 2024}',
+            "corpus.name = 2024: Input should be a valid string; in JSON a text stands in quotes",
+        ),
+        ("pretrain.steps=true", 'pretrain.steps = "true": Input should be a valid integer'),
+        ("pretrain.steps=null", "pretrain.steps = null: Input should be a valid integer"),
+        ("pretrain.steps=", 'pretrain.steps = "": Input should be a valid integer'),
+        ("pretrain.steps=0x10", 'pretrain.steps = "0x10": Input should be a valid integer'),
+        ("pretrain.steps=-1", "pretrain.steps = -1: Input should be greater than or equal to 1"),
+        (f"pretrain.steps={10**400}", "pretrain.steps does not fit into 64 bits"),
+        (f"pretrain.steps=1{'0' * 9000}", "Unable to parse input string as an integer"),
+        (f"pretrain.steps={'[' * 100_000}", "Input should be a valid integer"),
+        ("pretrain.learning_rate=inf", 'pretrain.learning_rate = "inf": Input should be a finite number'),
+        ("pretrain.learning_rate=1e999", "pretrain.learning_rate = Infinity: Input should be a finite number"),
+        ("pretrain.execution.use_gpu=2", "pretrain.execution.use_gpu = 2: Input should be a valid boolean"),
+        ("pretrain.heads=lm", 'pretrain.heads = "lm": Input should be a valid tuple; give a list, such as ["lm"]'),
+        ('pretrain.heads=["lm", 1]', "pretrain.heads.1 = 1: Input should be 'diffusion' or 'lm'"),
+        ('pretrain.heads=["lm", "lm"]', "a head is named twice"),
+        ("evaluate.split=1", "evaluate.split = \"1\": Input should be 'validation' or 'test'"),
+        ("evaluate.seed=-1", "evaluate.seed = -1: Input should be greater than or equal to 0"),
+        ("corpus.subset=", 'corpus.subset = "": String should have at least 1 character'),
+        ("model.head_dim=33", "model.head_dim = 33: Input should be a multiple of 2"),
+        ("model.rope_theta=0", "model.rope_theta = 0: Input should be greater than 0"),
+        ("preset=tinny", "preset = 'tinny' is unknown; presets: tiny"),
     ],
+    ids=lambda value: value[:40],
 )
 def test_mistakes_are_one_line_that_names_the_key(assignment, expected):
     with pytest.raises(ConfigError) as error:
@@ -79,6 +111,59 @@ def test_mistakes_are_one_line_that_names_the_key(assignment, expected):
     message = str(error.value)
     assert expected in message
     assert "\n" not in message
+    assert len(message) < 250
+
+
+TEXTS = [
+    "2024",
+    "1e5",
+    "true",
+    "null",
+    "007",
+    "0x10",
+    "1_000",
+    "~",
+    "yes",
+    "# x",
+    "a: b",
+    "[a]",
+    "[1]",
+    "{}",
+    " x ",
+    "",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_text_is_taken_as_it_is_written(text: str) -> None:
+    assert configure("tiny", [f"report.title={text}"]).report.title == text
+    assert configure("tiny", [f"report.title={json.dumps(text)}"]).report.title == text  # quoted, it is JSON
+    assert configure("tiny", [f"tokenizer.end_token={text}x"]).tokenizer.end_token == f"{text}x"
+
+
+@given(st.text())
+def test_any_text_can_be_given_quoted_and_what_is_not_json_as_it_is(text: str) -> None:
+    assert configure("tiny", [f"report.title={json.dumps(text)}"]).report.title == text
+    assert configure("tiny", [f"report.title=x{text}"]).report.title == f"x{text}"
+
+
+def test_names_and_choices_that_look_like_numbers() -> None:
+    config = configure("tiny", ["corpus.name=2024", "model.scale=0.6", "corpus.subset=10", "corpus.revision=1e5"])
+    assert (config.corpus.name, config.model.scale) == ("2024", "0.6")
+    assert (config.corpus.subset, config.corpus.revision) == ("10", "1e5")
+
+
+def test_null_is_none_where_there_may_be_nothing() -> None:
+    config = configure("0.6b", ["corpus.subset=null", "corpus.revision=null", "pretrain.init_from=null"])
+    assert (config.corpus.subset, config.corpus.revision, config.pretrain.init_from) == (None, None, None)
+    assert configure("0.6b", ['corpus.subset="null"']).corpus.subset == "null"
+
+
+def test_the_last_of_several_assignments_counts_and_a_section_changes_what_it_names() -> None:
+    assignments = ["pretrain.steps=3", 'pretrain={"batch_size": 4}', "pretrain.seed=1", "pretrain.seed=2"]
+    pretrain = configure("tiny", assignments).pretrain
+    assert (pretrain.steps, pretrain.batch_size, pretrain.seed) == (3, 4, 2)
+    assert configure("tiny", ["preset=0.6b"]) == configure("0.6b")
 
 
 def test_a_codebooks_rank_needs_a_codebook():
