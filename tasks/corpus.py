@@ -11,8 +11,8 @@ from bitlm.config import CorpusConfig
 from bitlm.data.sources import corpus, docstrings
 from bitlm.data.sources.corpus import Corpus, Summaries, TextFile
 from bitlm.data.sources.docstrings import Docstring, normalized
-from bitlm.data.sources.files import SourceFile
-from bitlm.data.sources.state import DOCSTRINGS, resolve, summaries_source, text_source
+from bitlm.data.sources.files import SourceFile, describe_left_out
+from bitlm.data.sources.state import DOCSTRINGS, Source, resolve, summaries_source, text_source
 from bitlm.data.summaries import examples as summaries
 from bitlm.data.summaries.examples import SUMMARY_SPLITS, Contained
 from bitlm.data.summaries.named_splits import refer
@@ -40,7 +40,7 @@ def build(step: Step, run: Run, work: Work) -> dict[str, Any]:
         metrics["left_out_for_test"] = len(left_out)
         metrics["characters"] = sum(len(docstring.text) for docstring in walked) - sum(map(len, left_out))
     else:
-        files, left_out = _refer_text(step, run), []
+        files, left_out = _refer_text(step, run, metrics), []
     described = Corpus(
         kind="owned" if owned else "reference",
         files=tuple(files),
@@ -94,10 +94,10 @@ def _write_text(walked: list[Docstring], test_documents: list[str], work: Work) 
     return corpus.write_text(kept, work.out), left_out
 
 
-def _refer_text(step: Step, run: Run) -> list[TextFile]:
+def _refer_text(step: Step, run: Run, metrics: dict[str, Any]) -> list[TextFile]:
     """Raises SourceError naming the file for a damaged one, a missing column, and where there is no usable row."""
     config = run.config.corpus
-    listed = resolve(text_source(config), step.identity["source_state"])
+    listed = _resolve(text_source(config), step.identity["source_state"], run, metrics)
     files = _describe(listed, (config.text_column,), run)
     corpus.check_usable(files, config.text_column, config.source)
     return files
@@ -119,8 +119,8 @@ def _write_summaries(walked: list[Docstring], work: Work) -> tuple[Summaries, li
 
 def _refer_summaries(step: Step, run: Run) -> tuple[Summaries, list[str], dict[str, Any]]:
     """The same for files from outside. Raises SourceError naming the file, column or split that is missing."""
-    source = run.config.corpus.summaries
-    listed = resolve(summaries_source(run.config.corpus), step.identity["summaries_state"])
+    source, metrics = run.config.corpus.summaries, {}
+    listed = _resolve(summaries_source(run.config.corpus), step.identity["summaries_state"], run, metrics)
     described = refer(_describe(listed, ("document", "summary"), run), source)
     counts = dict.fromkeys(SUMMARY_SPLITS, 0)
     test_documents = []
@@ -131,7 +131,17 @@ def _refer_summaries(step: Step, run: Run) -> tuple[Summaries, list[str], dict[s
                 test_documents.append(example.document)
         if counts[split] == 0:
             raise SourceError(f"{storage.redact(source)}: its {split} split has no row with a document and a summary")
-    return described, test_documents, {f"summaries_{split}": count for split, count in counts.items()}
+    return described, test_documents, metrics | {f"summaries_{split}": count for split, count in counts.items()}
+
+
+def _resolve(source: Source, state: dict[str, Any], run: Run, metrics: dict[str, Any]) -> list[SourceFile]:
+    """The files of a source. What else lies there is told, and counted in the metrics. Raises as ``resolve``."""
+    files, left_out = resolve(source, state)
+    if left_out:
+        metrics.setdefault("files_left_out", {})[source.setting] = left_out
+        line = f"{source.setting}: read {len(files):,} files, left out {describe_left_out(left_out)}"
+        run.console.print(line, highlight=False, markup=False)
+    return files
 
 
 def _describe(listed: list[SourceFile], columns: tuple[str, ...], run: Run) -> list[TextFile]:

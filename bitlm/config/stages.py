@@ -39,7 +39,7 @@ class CorpusConfig(StageConfig):
     source: str = Field(
         "docstrings",
         min_length=1,
-        description="docstrings, a path, glob or URL of parquet or jsonl(.gz) files, or hub:OWNER/NAME",
+        description="docstrings, a path, pattern or URL of parquet or jsonl files, or hub:OWNER/NAME",
     )
     subset: str | None = Field(
         None, min_length=1, description="configuration of a Hub dataset, for example sample-10BT"

@@ -5,7 +5,6 @@ from bitlm.storage.files import (
     copy,
     describe_mismatch,
     exists,
-    glob,
     list_files,
     list_folders,
     list_sizes,
@@ -21,19 +20,21 @@ from bitlm.storage.files import (
     write_new,
 )
 from bitlm.storage.requests import redact
-from bitlm.storage.tags import FileTag, find_tagged, stat_tag
-from bitlm.storage.urls import cache_root, filesystem, is_inside, is_local, join, local_path
+from bitlm.storage.tags import FileTag, TaggedFile, TaggedFiles, find_tagged, stat_tag
+from bitlm.storage.urls import cache_root, file_name, filesystem, is_inside, is_local, join, local_path
 
 __all__ = [
     "Digest",
     "FileTag",
+    "TaggedFile",
+    "TaggedFiles",
     "cache_root",
     "copy",
     "describe_mismatch",
     "exists",
+    "file_name",
     "filesystem",
     "find_tagged",
-    "glob",
     "is_inside",
     "is_local",
     "join",

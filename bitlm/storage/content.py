@@ -38,17 +38,21 @@ class _State(NamedTuple):
 
 def content_tag(path: str) -> str:
     """The tag of one file, read now. Raises OSError."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        digest.update(f"{size}\n".encode())
-        if size <= WHOLE_BYTES:
-            digest.update(file.read())
-        else:
-            for start in np.linspace(0, size - BLOCK_BYTES, BLOCKS).astype(int).tolist():
-                file.seek(start)
-                digest.update(file.read(BLOCK_BYTES))
-            digest.update(_parquet_footer(file, size))
+        return tag_of(file, os.fstat(file.fileno()).st_size)
+
+
+def tag_of(file: BinaryIO, size: int) -> str:
+    """The tag of an open file, at whatever place."""
+    digest = hashlib.sha256(f"{size}\n".encode())
+    if size <= WHOLE_BYTES:
+        file.seek(0)
+        digest.update(file.read())
+    else:
+        for start in np.linspace(0, size - BLOCK_BYTES, BLOCKS).astype(int).tolist():
+            file.seek(start)
+            digest.update(file.read(BLOCK_BYTES))
+        digest.update(_parquet_footer(file, size))
     return f"content-{digest.hexdigest()}"
 
 

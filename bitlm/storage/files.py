@@ -5,15 +5,13 @@ is raised at once as a SourceError that names the URL and the remedy.
 """
 
 import contextlib
-import glob as local_glob
 import hashlib
 import io
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from bitlm.errors import SourceError
 from bitlm.storage.local import fsync, partial_file, walk
@@ -21,6 +19,7 @@ from bitlm.storage.reading import RemoteFile
 from bitlm.storage.requests import NotFoundError, already_exists, redact, request, translate_errors
 from bitlm.storage.urls import filesystem, is_local, local_path
 
+FOLDER_MARKER = "_$folder$"  # ends the name of an empty object that stands for a folder
 CHUNK_BYTES = 32 * 2**20  # bytes per ranged read of a remote object
 
 
@@ -65,7 +64,10 @@ def open_read(url: str, read_ahead: int = 0) -> BinaryIO:
     if is_local(url):
         with translate_errors(url):
             return open(path, "rb")
-    file = RemoteFile(url, request(url, fs.open, path, "rb", cache_type="none"))
+    opened = request(url, fs.open, path, "rb", cache_type="none")
+    if isinstance(opened, io.BufferedRandom):  # a local copy, since an HTTP server sends no part of a file
+        return opened
+    file = RemoteFile(url, opened)
     return io.BufferedReader(file, read_ahead) if read_ahead else file
 
 
@@ -122,7 +124,20 @@ def list_sizes(url: str) -> dict[str, int]:
     if not found:
         list_folders(url)  # raises where the bucket itself is missing
     prefix = path.rstrip("/") + "/"
-    return dict(sorted((name[len(prefix) :], info["size"]) for name, info in found.items() if name.startswith(prefix)))
+    files = without_markers(found).items()
+    return dict(sorted((name[len(prefix) :], info["size"]) for name, info in files if name.startswith(prefix)))
+
+
+def without_markers(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The files among what a store has found by name. Left out are empty objects that stand for a folder: ``x/``,
+    ``x_$folder$``, and ``x`` beside ``x/y``."""
+    files = {name: info for name, info in sorted(found.items()) if info["type"] == "file" and not name.endswith("/")}
+    parents = {name[:end] for name in files for end, letter in enumerate(name) if letter == "/"}
+    return {
+        name: info
+        for name, info in files.items()
+        if info["size"] or not (name in parents or name.endswith(FOLDER_MARKER))
+    }
 
 
 def list_files(url: str) -> list[str]:
@@ -136,18 +151,6 @@ def list_folders(url: str) -> list[str]:
         entries = request(url, fs.ls, path, detail=True)
         return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory")
     return []
-
-
-def glob(url: str) -> list[str]:
-    """URLs of the files that match a pattern (``*``, ``?``, ``[…]``, ``**``), sorted; a plain URL matches itself."""
-    fs, path = filesystem(url)
-    if is_local(url):
-        matches = [path] if os.path.isfile(path) else local_glob.glob(path, recursive=True)
-        return sorted(match for match in matches if os.path.isfile(match))
-    found = request(url, fs.glob, path, detail=True)
-    if not found:
-        list_folders(re.split(r"[*?\[]", url)[0].rpartition("/")[0])  # raises where the bucket itself is missing
-    return sorted(fs.unstrip_protocol(name) for name, info in found.items() if info["type"] == "file")
 
 
 def remove_tree(url: str) -> None:

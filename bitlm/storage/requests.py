@@ -159,6 +159,8 @@ def _explain(error: Exception, url: str) -> str | None:
         return f"access denied; {advice}"
     if isinstance(error, NotADirectoryError | IsADirectoryError):
         return "a file is where a folder is expected, or the reverse; correct the path"
+    if getattr(error, "errno", None) in (errno.ENAMETOOLONG, errno.ELOOP):
+        return "the path is too long, or a link in it leads to itself; choose another path"
     if getattr(error, "errno", None) == errno.EROFS:
         return "the file system is read-only; choose another path"
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
@@ -169,4 +171,6 @@ def _explain(error: Exception, url: str) -> str | None:
         return f"{asked}; check the network and {endpoint}"
     if remote and _status(error) and not already_exists(error):
         return f"the request was refused ({redact(str(error)).splitlines()[0]}); check the URL and the credentials"
+    if remote and isinstance(error, _client_errors()) and not already_exists(error):
+        return f"the request failed ({name}: {redact(str(error)).splitlines()[0]}); check the URL"
     return None

@@ -4,13 +4,17 @@ Endpoint and credentials come from the environment alone (AWS_ENDPOINT_URL, AWS_
 """
 
 import os
+import re
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from bitlm.errors import SourceError
 from bitlm.storage.requests import ATTEMPTS, redact
+
+_BUCKET = re.compile(r"[\w.\-]+|arn:.+", re.ASCII)
 
 
 def join(url: str, *parts: str) -> str:
@@ -27,10 +31,21 @@ def is_local(url: str) -> bool:
     return "://" not in url or url.startswith("file://")
 
 
+def is_http(url: str) -> bool:
+    return url.startswith(("http://", "https://"))
+
+
 def local_path(url: str) -> str:
-    """The absolute path of a local URL."""
+    """The absolute path of a local URL. In one that begins with ``file://``, ``%20`` stands for a space."""
     assert is_local(url), url
-    return os.path.abspath(os.path.expanduser(url.removeprefix("file://")))
+    if url.startswith("file://"):
+        url = unquote(url.removeprefix("file://").removeprefix("localhost"))
+    return os.path.abspath(os.path.expanduser(url))
+
+
+def file_name(url: str) -> str:
+    """The last part of a path or URL; of an HTTP URL without its query."""
+    return (urlsplit(url).path if is_http(url) else url).rpartition("/")[2]
 
 
 def cache_root() -> str:
@@ -39,9 +54,17 @@ def cache_root() -> str:
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a URL and the path in it. Cheap: there is one instance for each process."""
+    """The file system of a URL and the path in it. Cheap: there is one instance for each process.
+
+    Raises SourceError for a URL that cannot be used.
+    """
     if is_local(url):
         return LocalFileSystem(auto_mkdir=True), local_path(url)
+    if is_http(url):
+        from bitlm.storage.http import HttpFiles  # slow to import
+
+        _check_http(url)
+        return HttpFiles(use_listings_cache=False), url
     protocol = url.split("://", 1)[0]
     options: dict[str, Any] = {"use_listings_cache": False}
     if protocol in ("s3", "s3a"):
@@ -57,5 +80,18 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     except (ValueError, ImportError) as error:
         raise SourceError(f"{redact(url)}: {error}") from error
     if protocol in ("s3", "s3a"):
+        if not _BUCKET.fullmatch(path.split("/")[0]):
+            raise SourceError(f"{redact(url)} names no bucket: give s3://BUCKET/PATH")
         fs.retries = 1  # the repetition is botocore's and ours
     return fs, path
+
+
+def _check_http(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        if parts.hostname and parts.port != 0:  # a port that is none raises
+            return
+        problem = "it names no host"
+    except ValueError as error:
+        problem = str(error)
+    raise SourceError(f"{redact(url)} is not a usable URL: {problem}")

@@ -81,7 +81,7 @@ def _kit(record: Record | None, config: PipelineConfig, store: Store) -> Kit:
 def _source(corpus: Record | None, step: Step, config: PipelineConfig, store: Store) -> TextSource:
     """The files as the corpus artifact has them, or as the configured source has them now."""
     if corpus is None:
-        files = resolve(text_source(config.corpus), step.inputs["corpus"].identity["source_state"])
+        files = resolve(text_source(config.corpus), step.inputs["corpus"].identity["source_state"]).files
         return TextSource(files, config.corpus.text_column, None)
     described = load_corpus(store, corpus)
     owned = described.kind == "owned"

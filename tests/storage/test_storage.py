@@ -79,8 +79,10 @@ def test_files_come_back_as_they_were_written(root: str) -> None:
     assert storage.list_sizes(root) == {"a-c": 0, "a/b/data.bin": len(data)}
     assert storage.list_files(storage.join(root, "a")) == ["b/data.bin"]
     assert storage.list_folders(root) == ["a"]
-    assert [name.rpartition("/")[2] for name in storage.glob(storage.join(root, "a/*/*.bin"))] == ["data.bin"]
-    assert storage.read_bytes(storage.glob(storage.join(root, "**/data.*"))[0]) == data
+    assert [file.path for file in storage.find_tagged(storage.join(root, "a/*/*.bin"), (".bin",)).files] == [
+        "b/data.bin"
+    ]
+    assert storage.read_bytes(storage.find_tagged(storage.join(root, "**/data.*"), (".bin",)).files[0].url) == data
     storage.copy(url, storage.join(root, "copy/data"))
     assert storage.read_bytes(storage.join(root, "copy/data")) == data
     storage.remove_tree(storage.join(root, "a"))
@@ -95,7 +97,7 @@ def test_what_is_absent_is_told_with_its_url(root: str) -> None:
             ask(url)
     assert storage.read_if_exists(url) is None
     assert storage.list_folders(url) == []
-    assert storage.glob(storage.join(root, "none/*")) == []
+    assert storage.find_tagged(storage.join(root, "none/*"), (".txt",)).files == []
 
 
 def test_stat_tag_follows_the_contents(root: str) -> None:
@@ -161,7 +163,7 @@ def test_upload(root: str, tmp_path: Path) -> None:
 
 def test_a_plain_name_with_pattern_letters_is_found(tmp_path: Path) -> None:
     (tmp_path / "a[1].txt").write_text("x")
-    assert storage.glob(str(tmp_path / "a[1].txt")) == [str(tmp_path / "a[1].txt")]
+    assert [f.url for f in storage.find_tagged(str(tmp_path / "a[1].txt"), (".txt",)).files] == [f"{tmp_path}/a[1].txt"]
 
 
 def test_a_write_killed_midway_leaves_nothing_visible(tmp_path: Path) -> None:
@@ -288,7 +290,7 @@ def test_access_denied_ends_at_once(s3: S3) -> None:  # noqa: F811
         lambda: storage.write_new(url, b"x"),
         lambda: storage.list_files(s3.root),
         lambda: storage.list_folders(s3.root),
-        lambda: storage.glob(storage.join(s3.root, "*")),
+        lambda: storage.find_tagged(storage.join(s3.root, "*"), ("",)),
         lambda: storage.upload(__file__, url),
     ):
         s3.requests.clear()
@@ -304,7 +306,7 @@ def test_a_missing_bucket_is_told(s3: S3) -> None:  # noqa: F811
         storage.exists,
         storage.list_files,
         storage.list_folders,
-        lambda u: storage.glob(u + "/*"),
+        lambda u: storage.find_tagged(u + "/*", ("",)),
         lambda u: storage.write_atomic(u, b""),
         lambda u: storage.write_new(u, b""),
         lambda u: storage.upload(__file__, u),

@@ -106,13 +106,16 @@ def test_outside_files_are_referred_to_not_copied(samples: Path, tmp_path: Path)
     assert run_stages(tmp_path, *reference(samples), last="corpus")["corpus"] == record
 
 
-def test_a_copy_at_another_place_makes_only_the_reference_anew(samples: Path, tmp_path: Path) -> None:
+def test_a_copy_at_another_place_makes_only_the_reference_anew(samples: Path, tmp_path: Path, capsys) -> None:
     def made(place: str) -> dict[str, Record]:
         settings = [f"corpus.source={tmp_path / place}", f"corpus.summaries={samples}/xsum", "corpus.name=moved"]
         return run_stages(tmp_path / "root", *settings, "tokenizer.vocab_size=300")
 
     shutil.copytree(samples / "fineweb", tmp_path / "here", copy_function=shutil.copyfile)
+    (tmp_path / "here" / "notes.csv").write_text("")
     first = made("here")
+    assert first["corpus"].metrics["files_left_out"]["corpus.source"][".csv"] == 1
+    assert "corpus.source: read" in capsys.readouterr().err
     shutil.copytree(tmp_path / "here", tmp_path / "there", copy_function=shutil.copyfile)
     shutil.rmtree(tmp_path / "here")
     second = made("there")

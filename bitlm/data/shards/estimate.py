@@ -11,11 +11,11 @@ import pyarrow as pa
 from bitlm.data.shards.encode import Kit, encode_batch
 from bitlm.data.shards.output import Clock, Output
 from bitlm.data.sources.corpus import TextFile, describe_file
-from bitlm.data.sources.files import SourceFile
+from bitlm.data.sources.files import SourceFile, compression_of
 from bitlm.data.sources.rows import read_batches
 
 SAMPLE_FILES, SAMPLE_GROUPS = 8, 2  # files, evenly spaced, and row groups of each, of which one batch is encoded
-GZIP_FACTOR = 3  # bytes of jsonl to a byte of jsonl.gz: English text
+COMPRESSION = 3  # bytes of jsonl to a compressed byte: English text
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _picked(file: TextFile) -> list[range | None]:
 def _size(file: TextFile) -> int:
     """Of the text column; of a jsonl file only that of the file is known."""
     if file.row_groups is None:
-        return file.bytes * (GZIP_FACTOR if file.path.endswith(".gz") else 1)
+        return file.bytes * (COMPRESSION if compression_of(file.url) else 1)
     return sum(group.bytes for group in file.row_groups)
 
 

@@ -1,13 +1,24 @@
-"""Files of text that lie outside: a path, glob or URL, resolved to files with their sizes and tags."""
+"""Files of text that lie outside: a path, pattern or URL, resolved to files with their sizes and tags."""
 
-from typing import Literal
+from collections import Counter
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
 
 from bitlm import storage
 from bitlm.config.stages import Frozen
 from bitlm.errors import SourceError
+from bitlm.storage.patterns import expand_braces
 
 Format = Literal["parquet", "jsonl"]
-SUFFIXES: dict[str, Format] = {".parquet": "parquet", ".jsonl": "jsonl", ".jsonl.gz": "jsonl"}
+Compression = Literal["gzip", "zstd"]
+COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
+SUFFIXES: dict[str, Format] = {
+    ".parquet": "parquet",
+    **{f"{json}{packed}": "jsonl" for json in (".jsonl", ".json") for packed in ("", *COMPRESSIONS)},
+}
+"""In lower case; a name may end in them in any case."""
+EXPECTED = "expected files that end in .parquet, .jsonl or .json, the last two also with .gz or .zst"
+JSON = ".json"
 OWNED = "sha256-"  # begins the tag of a file that lies in the corpus artifact itself
 
 
@@ -28,25 +39,52 @@ class SourceFile(Frozen):
         return self.etag.startswith(OWNED)
 
 
+class Found(NamedTuple):
+    """The files of a source, sorted by path. ``left_out``: what is not read, counted by ending or by reason."""
+
+    files: list[SourceFile]
+    left_out: dict[str, int]
+
+
 def format_of(path: str) -> Format | None:
-    return next((kind for suffix, kind in SUFFIXES.items() if path.endswith(suffix)), None)
+    return next((kind for suffix, kind in SUFFIXES.items() if path.lower().endswith(suffix)), None)
 
 
-def find_files(source: str) -> list[SourceFile]:
-    """The files of a path, glob or URL, sorted by path; a folder means all its parquet and jsonl files.
+def compression_of(url: str) -> Compression | None:
+    name = storage.file_name(url).lower()
+    return next((kind for suffix, kind in COMPRESSIONS.items() if name.endswith(suffix)), None)
+
+
+def without_metadata(paths: Iterable[str]) -> set[str]:
+    """The usable ones, but no plain ``.json`` beside files of another kind: such a file describes them."""
+    usable = {path for path in paths if format_of(path)}
+    text = {path for path in usable if not path.lower().endswith(JSON)}
+    return text or usable
+
+
+def find_files(source: str) -> Found:
+    """The files of a path, pattern or URL; a folder means all its parquet and jsonl files. A plain ``.json`` file
+    beside files of another kind is taken only if the pattern ends so.
 
     Raises SourceError if there is none.
     """
-    base, tags, ignored = storage.find_tagged(source, tuple(SUFFIXES))
-    if not tags:
-        problem = f"none of the {ignored} files there is usable" if ignored else "there is no such file or folder"
-        raise SourceError(f"{storage.redact(source)}: {problem}; expected files that end in {', '.join(SUFFIXES)}")
-    prefix = storage.filesystem(base)[1].rstrip("/") + "/"
-    files = []
-    for url, tag in tags.items():
-        path = storage.filesystem(url)[1].removeprefix(prefix)
-        files.append(SourceFile(url=url, path=path, format=format_of(path), bytes=tag.bytes, etag=tag.etag))
-    return sorted(files, key=lambda file: file.path)
+    tagged, left_out = storage.find_tagged(source, tuple(SUFFIXES))
+    kept = {file.path for file in tagged}
+    if not any(each.lower().endswith(JSON) for each in expand_braces(source)):
+        kept = without_metadata(kept)
+        left_out += Counter({f"{JSON} beside other files": len(tagged) - len(kept)})
+    if not kept:
+        raise SourceError(f"{storage.redact(source)}: {_nothing(source, left_out)}")
+    files = [
+        SourceFile(url=url, path=path, format=format_of(path), bytes=tag.bytes, etag=tag.etag)
+        for path, url, tag in tagged
+        if path in kept
+    ]
+    return Found(files, dict(sorted(left_out.items())))
+
+
+def describe_left_out(left_out: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {what}" for what, count in left_out.items())
 
 
 def check_unchanged(file: SourceFile) -> None:
@@ -60,3 +98,12 @@ def check_unchanged(file: SourceFile) -> None:
             f"{storage.redact(file.url)} changed since the corpus was made ({file.bytes:,} bytes then, "
             f"{now.bytes:,} now; tag {file.etag[:20]} then, {now.etag[:20]} now): run the corpus stage again"
         )
+
+
+def _nothing(source: str, left_out: Counter[str]) -> str:
+    if left_out:
+        there = describe_left_out(dict(sorted(left_out.items())))
+        return f"none of the {left_out.total()} files there is usable ({there}); {EXPECTED}"
+    if storage.is_local(source) and storage.exists(source):
+        return f"the folder has no files; {EXPECTED}"
+    return f"there is no such file or folder; {EXPECTED}"

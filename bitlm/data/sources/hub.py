@@ -18,7 +18,7 @@ from yaml import YAMLError
 
 from bitlm import storage
 from bitlm.config.stages import HUB
-from bitlm.data.sources.files import SUFFIXES, SourceFile, format_of
+from bitlm.data.sources.files import SUFFIXES, SourceFile, format_of, without_metadata
 from bitlm.errors import SourceError
 from bitlm.storage import hub
 from bitlm.storage.hub import HubFile, HubRepo
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 EXPORT_REVISION = "refs/convert/parquet"  # where the Hub keeps a parquet copy of a dataset that has another form
 README = "README.md"
-MEMORY_FORMAT = 1  # of what is remembered in the cache folder
+MEMORY_FORMAT = 2  # of what is remembered in the cache folder
 MOST_SHOWN = 12  # configurations that an error lists
 # CONFIGURATION/SPLIT/0000.parquet, the only layout of the Hub's own parquet copies.
 _EXPORTED = re.compile(r"(?P<config>[^/]+)/(?P<split>[^/]+)/\d{4}\.parquet")
@@ -76,13 +76,14 @@ def _resolve(repo: HubRepo, commit: str, subset: str | None) -> list[SourceFile]
         listed = {file.path: file for file in hub.list_files(repo, commit, folder)}
     else:
         listed = {file.path: file for file in hub.list_files(repo, commit)}
-        usable = [path for path in listed if format_of(path)]
+        usable = sorted(without_metadata(listed))
         splits = _undeclared_splits(repo, commit, usable, subset) if usable else {}
+    usable = without_metadata(path for paths in splits.values() for path in paths)
     files = [
         _source_file(repo, commit, listed[path], split)
         for split, paths in splits.items()
         for path in paths
-        if format_of(path)
+        if path in usable
     ]
     return sorted(files, key=lambda file: file.path)
 

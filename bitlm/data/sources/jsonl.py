@@ -1,15 +1,18 @@
-"""Text out of jsonl files, plain or gzipped."""
+"""Text out of jsonl files, plain, gzipped or compressed by zstd."""
 
 import gzip
+import io
 import json
+import re
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 
 from bitlm import storage
+from bitlm.data.sources.files import compression_of
 from bitlm.data.sources.textbatch import (
     BATCH_BYTES,
     EMPTY_TEXT,
@@ -22,23 +25,29 @@ from bitlm.data.sources.textbatch import (
     TextBatch,
     damaged,
 )
+from bitlm.errors import SourceError
 
 BATCH_ROWS = 4096
-_GZIP_DAMAGE = (gzip.BadGzipFile, EOFError, zlib.error)
+LINES_BYTES = 2**18  # decompressed at a time
+JSON_NAME = re.compile(r"\.json(\.\w+)?$", re.IGNORECASE)
+_DAMAGE = (EOFError, zlib.error, OSError)  # gzip and Arrow raise OSError
 
 
 def jsonl_objects(url: str) -> Iterator[tuple[int, Any]]:
-    """(row, value) for every line that is not blank; for one that is not JSON the value is the ValueError."""
-    row = -1
-    with (
-        storage.open_read(url, read_ahead=STREAM_BYTES) as raw,
-        gzip.GzipFile(fileobj=raw) if url.endswith(".gz") else raw as lines,
-    ):
+    """(row, value) for every line that is not blank; for one that is not JSON the value is the ValueError.
+
+    Raises SourceError naming the file, and the row where it is damaged, also for a .json file that is one array.
+    """
+    row, first = -1, True
+    with storage.open_read(url, read_ahead=STREAM_BYTES) as raw, _decompressed(url, raw) as lines:
         try:
             for row, line in enumerate(lines):
                 if line.strip():
+                    if first:
+                        _refuse_array(url, line)
+                        first = False
                     yield row, _parsed(line)
-        except _GZIP_DAMAGE as error:
+        except _DAMAGE as error:
             raise damaged(url, row + 1, error) from error
 
 
@@ -68,6 +77,22 @@ def jsonl_batches(url: str, text_column: str, id_column: str | None) -> Iterator
             rows, ids, texts, faults, size = [], [], [], {}, 0
     if rows:
         yield batch()
+
+
+def _refuse_array(url: str, first_line: bytes) -> None:
+    if JSON_NAME.search(storage.file_name(url)) and first_line.lstrip().startswith(b"["):
+        raise SourceError(
+            f"{storage.redact(url)} holds one JSON array; write each of its objects in a line instead: jq -c .[]"
+        )
+
+
+def _decompressed(url: str, raw: BinaryIO) -> BinaryIO:
+    match compression_of(url):
+        case "gzip":
+            return gzip.GzipFile(fileobj=raw)
+        case "zstd":
+            return io.BufferedReader(pa.CompressedInputStream(raw, "zstd"), LINES_BYTES)
+    return raw
 
 
 def _usable(value: Any, text_column: str) -> bytes | Fault:

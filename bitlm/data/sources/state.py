@@ -1,6 +1,7 @@
 """What a configured source holds, as a fingerprint sees it: the content of its files, not their place or age.
 
-A source is ``docstrings``, a path, glob or URL (a folder means all its parquet and jsonl files), or ``hub:OWNER/NAME``.
+A source is ``docstrings``, a path, pattern or URL (a folder means all its parquet and jsonl files), or
+``hub:OWNER/NAME``.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ from bitlm.artifacts.record import refuse_secrets
 from bitlm.config import CorpusConfig, TokenizerConfig
 from bitlm.config.stages import HUB
 from bitlm.data.sources import docstrings
-from bitlm.data.sources.files import SourceFile, find_files
+from bitlm.data.sources.files import Found, SourceFile, find_files
 from bitlm.data.sources.hub import dataset_files
 from bitlm.errors import SourceError
 from bitlm.storage import hub
@@ -95,12 +96,12 @@ def read_tokenizer(config: TokenizerConfig) -> bytes:
     return hub.download_file(repo, hub.resolve_commit(repo, config.revision), TOKENIZER_FILE).read_bytes()
 
 
-def resolve(source: Source, state: dict[str, Any]) -> list[SourceFile]:
-    """The files of a source, sorted by path; never empty. Raises SourceError if they are not those of its state."""
-    files = _files(source)
-    if files_state(files) != state:
+def resolve(source: Source, state: dict[str, Any]) -> Found:
+    """The files of a source; never none. Raises SourceError if they are not those of its state."""
+    found = _find(source)
+    if files_state(found.files) != state:
         raise SourceError(f"{storage.redact(source.location)} has changed since this run began: run again")
-    return files
+    return found
 
 
 def files_state(files: Sequence[SourceFile]) -> dict[str, Any]:
@@ -111,21 +112,21 @@ def files_state(files: Sequence[SourceFile]) -> dict[str, Any]:
 
 
 def _state(source: Source) -> dict[str, Any]:
-    return docstrings.state() if source.location == DOCSTRINGS else files_state(_files(source))
+    return docstrings.state() if source.location == DOCSTRINGS else files_state(_find(source).files)
 
 
-def _files(source: Source) -> list[SourceFile]:
+def _find(source: Source) -> Found:
     if not source.location.startswith(HUB):
         return find_files(source.location)
     repo = HubRepo(source.location.removeprefix(HUB), "dataset", source.setting, source.revision_setting)
     files = dataset_files(repo, source.revision, source.subset)
     if source.setting == "corpus.summaries":
-        return files
+        return Found(files, {})
     text = [file for file in files if file.split == TRAIN]
     if not text:
         splits = ", ".join(sorted({str(file.split) for file in files}))
         raise SourceError(f"{source.location} has no split {TRAIN!r} (there are: {splits}); pretraining reads that one")
-    return text
+    return Found(text, {})
 
 
 def _tokenizer_repo(config: TokenizerConfig) -> HubRepo:

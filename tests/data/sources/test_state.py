@@ -47,7 +47,7 @@ def state_of(source: Path | str) -> dict:
 
 def paths_of(source: str) -> list[str]:
     state = state_of(source)
-    files = resolve(text_source(CorpusConfig(source=source)), state)
+    files = resolve(text_source(CorpusConfig(source=source)), state).files
     assert (state["count"], state["bytes"]) == (len(files), sum(file.bytes for file in files))
     assert all(storage.read_bytes(file.url).decode().endswith(os.path.basename(file.path)) for file in files)
     return [file.path for file in files]
@@ -92,7 +92,7 @@ def test_the_same_content_is_the_same_state(folder: Path, tmp_path: Path) -> Non
 )
 def test_another_content_is_another_state(folder: Path, change: Callable[[Path], None]) -> None:
     before = state_of(folder)
-    files = resolve(Source("corpus.source", str(folder)), before)
+    files = resolve(Source("corpus.source", str(folder)), before).files
     for file in files:
         check_unchanged(file)
     change(folder)
@@ -102,7 +102,7 @@ def test_another_content_is_another_state(folder: Path, change: Callable[[Path],
 
 
 def test_a_file_that_changed_is_named(folder: Path) -> None:
-    file = resolve(Source("corpus.source", f"{folder}/d.jsonl"), state_of(f"{folder}/d.jsonl"))[0]
+    file = resolve(Source("corpus.source", f"{folder}/d.jsonl"), state_of(f"{folder}/d.jsonl")).files[0]
     os.utime(file.url, (1, 1))
     check_unchanged(file)
     Path(file.url).write_bytes(b"d.jsonL")
@@ -138,7 +138,7 @@ def test_a_folder_of_a_store_is_listed_without_a_request_for_each_file(s3: S3) -
     assert len(s3.requests) < 20
     storage.write_atomic(storage.join(s3.root, "text/00.parquet"), b"text 0")
     assert state_of(storage.join(s3.root, "text")) == before
-    files = resolve(Source("corpus.source", storage.join(s3.root, "text")), before)
+    files = resolve(Source("corpus.source", storage.join(s3.root, "text")), before).files
     check_unchanged(files[0])
     storage.write_atomic(storage.join(s3.root, "text/00.parquet"), b"text X")
     assert state_of(storage.join(s3.root, "text")) != before
