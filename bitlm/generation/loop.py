@@ -4,8 +4,9 @@ A row's output depends on its prompt, its example id, the options and the seed a
 masked entries, and noise belongs to (seed, example id, block).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from bitlm.errors import ConfigError
 from bitlm.generation.cache import CachedContext
-from bitlm.generation.options import Sampling, check_prompts
+from bitlm.generation.options import Sampling, read_prompts
 from bitlm.generation.protocol import GenerativeModel
 from bitlm.generation.realization import Realized, realizer
 
@@ -57,15 +58,11 @@ class GenerateOutput:
     states: list[list[Tensor]] = field(default_factory=list)
 
 
-def options_of(sampling: Sampling | None, options: Mapping[str, Any]) -> Sampling:
-    """``sampling`` with single options in place of its own, or the options alone."""
-    return Sampling(**options) if sampling is None else replace(sampling, **options)
-
-
 def generate(
-    model: GenerativeModel, prompts: Sequence[Sequence[int]], example_ids: Sequence[int] | None, sampling: Sampling
+    model: GenerativeModel, prompts: Any, example_ids: Sequence[int] | None, sampling: Sampling
 ) -> GenerateOutput:
     """``GenerationMixin.generate``."""
+    prompts = read_prompts(model.config, prompts, sampling.max_new_tokens)
     n = len(prompts)
     output = GenerateOutput([[] for _ in prompts], [False] * n, [0] * n, [0] * n, [0] * n, [[] for _ in prompts])
     for step in stream(model, prompts, example_ids, sampling):
@@ -81,12 +78,16 @@ def generate(
 
 
 def stream(
-    model: GenerativeModel, prompts: Sequence[Sequence[int]], example_ids: Sequence[int] | None, sampling: Sampling
+    model: GenerativeModel, prompts: Any, example_ids: Sequence[int] | None, sampling: Sampling
 ) -> Iterator[BlockStep]:
     """``GenerationMixin.stream``."""
-    check_prompts(model.config, prompts, sampling.max_new_tokens)
+    prompts = read_prompts(model.config, prompts, sampling.max_new_tokens)
     if example_ids is not None and len(example_ids) != len(prompts):
         raise ConfigError(f"{len(example_ids)} example ids for {len(prompts)} prompts: give one for each")
+    if not all(isinstance(key, Integral) for key in example_ids or ()):
+        raise ConfigError(f"example_ids = {list(example_ids)!r}: expected whole numbers")
+    if sampling.temperature and model.config.head == "diffusion":
+        raise ConfigError(f"temperature = {sampling.temperature}: it is the LM head's; the diffusion head has none")
     if sampling.trace and model.config.head == "lm":
         raise ConfigError("trace: the LM head realizes tokens at once, there are no bits to trace")
     return _blocks(model, prompts, list(range(len(prompts)) if example_ids is None else example_ids), sampling)

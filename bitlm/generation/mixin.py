@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from bitlm.generation import loop
 from bitlm.generation.loop import BlockStep, GenerateOutput
-from bitlm.generation.options import Sampling
+from bitlm.generation.options import Sampling, options_of
 
 
 class GenerationMixin:
@@ -13,18 +13,18 @@ class GenerationMixin:
 
     def generate(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Sequence[int]] | None = None,
         *,
         example_ids: Sequence[int] | None = None,
         sampling: Sampling | None = None,
         **options,
     ) -> GenerateOutput:
         """Continue each prompt until its end token or ``max_new_tokens``. Arguments and errors as in ``stream``."""
-        return loop.generate(self, prompts, example_ids, loop.options_of(sampling, options))
+        return loop.generate(self, prompts, example_ids, options_of(sampling, options))
 
     def stream(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Sequence[int]] | None = None,
         *,
         example_ids: Sequence[int] | None = None,
         sampling: Sampling | None = None,
@@ -32,12 +32,12 @@ class GenerationMixin:
     ) -> Iterator[BlockStep]:
         """Continue all prompts in step and yield each block as soon as it is realized. Rows that ended leave the batch.
 
-        ``prompts``: for each, at least one token id; lengths may differ. ``example_ids`` (by default the prompts'
-        numbers) key the randomness of each. ``max_new_tokens`` is needed; K = ``num_steps`` = 15,
+        ``prompts``: for each, at least one token id; lengths may differ, nothing is padded. ``example_ids`` (by
+        default the prompts' numbers) key the randomness of each. ``max_new_tokens`` is needed; K = ``num_steps`` = 15,
         ω = ``guidance_scale`` = 9, ….
 
-        Raises ConfigError, before anything runs, for an option out of its range, an empty prompt, ids outside the
-        vocabulary, a prompt for which the model has too few positions, a wrong number of example ids, or a trace of
-        the LM head, which has no bits.
+        Raises ConfigError, before anything runs, for an option that there is not or out of its range, an empty prompt,
+        ids outside the vocabulary, a prompt for which the model has too few positions, a wrong number of example ids,
+        a trace of the LM head, which has no bits, or a temperature of the diffusion head.
         """
-        return loop.stream(self, prompts, example_ids, loop.options_of(sampling, options))
+        return loop.stream(self, prompts, example_ids, options_of(sampling, options))

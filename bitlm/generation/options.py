@@ -1,14 +1,36 @@
 """What a user may choose when text is generated, and the check of what is asked for."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from numbers import Integral, Real
+from typing import Any
 
 from bitlm.codes import Void
 from bitlm.config import EvaluateConfig
 from bitlm.diffusion.sampler import GuidanceForm, TimeGrid, calls_per_step, noise_levels
 from bitlm.errors import ConfigError
 from bitlm.generation.protocol import GenerativeConfig
+
+# Options of other models' generation, and what to do instead.
+INSTEAD = {
+    "input_ids": "give prompts, a list of token ids for each",
+    "inputs": "give prompts, a list of token ids for each",
+    "inputs_embeds": "give prompts, a list of token ids for each",
+    "attention_mask": "a prompt is given without padding",
+    "max_length": "max_new_tokens counts the new tokens alone",
+    "do_sample": "the LM head samples at a temperature above 0, the diffusion head by its noise",
+    "num_return_sequences": "repeat the prompt, with an example id for each",
+    "eos_token_id": "the model's end_token_id ends a text",
+    "generation_config": "give sampling, a Sampling",
+    "streamer": "stream yields each block",
+}
+_KINDS = {
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+    float | None: (Real | None, "a number or None"),
+    bool: (bool, "True or False"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +68,10 @@ class Sampling:
     compile: bool = False
 
     def __post_init__(self) -> None:
+        for name, field in self.__dataclass_fields__.items():
+            value, (kind, expected) = getattr(self, name), _KINDS.get(field.type, (object, ""))
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind in (Integral, Real)):
+                raise ConfigError(f"{name} = {value!r}: expected {expected}")
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens = {self.max_new_tokens}: at least 1 is needed")
         noise_levels(self.num_steps, 1, stagger=self.stagger, grid=self.time_grid, shift=self.time_shift)
@@ -72,18 +98,51 @@ class Sampling:
         return calls_per_step(self.guidance_scale)
 
 
-def check_prompts(config: GenerativeConfig, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    """Raises ConfigError, naming the prompt, if one is empty, holds an id outside the vocabulary, or is longer than the
-    model's positions leave room for."""
-    for row, prompt in enumerate(prompts):
-        if len(prompt) == 0:
+def options_of(sampling: Sampling | None, options: Mapping[str, Any]) -> Sampling:
+    """``sampling`` with single options in place of its own, or the options alone.
+
+    Raises ConfigError for an option that there is not, and without ``max_new_tokens``.
+    """
+    for name in options.keys() - Sampling.__dataclass_fields__.keys():
+        hint = INSTEAD.get(name, f"the options are {', '.join(Sampling.__dataclass_fields__)}")
+        raise ConfigError(f"{name} is no option of generation: {hint}")
+    if sampling is not None:
+        if not isinstance(sampling, Sampling):
+            raise ConfigError(f"sampling: a {type(sampling).__name__}; expected a Sampling")
+        return replace(sampling, **options)
+    if "max_new_tokens" not in options:
+        raise ConfigError("max_new_tokens is missing: how many tokens each prompt gets at most")
+    return Sampling(**options)
+
+
+def read_prompts(config: GenerativeConfig, prompts: Any, max_new_tokens: int) -> list[list[int]]:
+    """The ids of each prompt; tensors and arrays are accepted too.
+
+    Raises ConfigError, naming the prompt, if one is empty, holds an id outside the vocabulary, or is longer than the
+    model's positions leave room for.
+    """
+    read = []
+    for row, prompt in enumerate(_listed(prompts, "prompts", "a list of token ids for each prompt")):
+        ids = _listed(prompt, f"prompt {row}", "a list of token ids")
+        if not ids:
             raise ConfigError(f"prompt {row} is empty: give at least one token")
-        wrong = next((token for token in prompt if not 0 <= token < config.vocab_size), None)
-        if wrong is not None:
-            known = f"0 to {config.vocab_size - 1}"
-            raise ConfigError(f"prompt {row}: token id {wrong} is outside the vocabulary ({known})")
+        for token in ids:
+            if not isinstance(token, Integral) or isinstance(token, bool):
+                raise ConfigError(f"prompt {row}: {token!r} is no token id")
+            if not 0 <= token < config.vocab_size:
+                known = f"0 to {config.vocab_size - 1}"
+                raise ConfigError(f"prompt {row}: token id {token} is outside the vocabulary ({known})")
         room = config.max_position_embeddings - 2 * config.block_size - max_new_tokens
-        if len(prompt) > room:
+        if len(ids) > room:
             raise ConfigError(
-                f"prompt {row}: {len(prompt)} tokens; beside {max_new_tokens} new ones only {max(room, 0)} fit"
+                f"prompt {row}: {len(ids)} tokens; beside {max_new_tokens} new ones only {max(room, 0)} fit"
             )
+        read.append(ids)
+    return read
+
+
+def _listed(value: Any, name: str, expected: str) -> list:
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
+        raise ConfigError(f"{name}: a {type(value).__name__}; expected {expected}")
+    return list(value)

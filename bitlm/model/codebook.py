@@ -54,7 +54,7 @@ class Codebook(nn.Module):
         self.coupling = None
         if coupled:
             self.coupling = nn.Linear((2 * self.reach + 1) * columns, columns, bias=False)  # T_{1-m} … T_{m-1}
-        self.register_buffer("log_unigram", torch.zeros(config.vocab_size))
+        self.register_buffer("log_unigram", torch.zeros(config.vocab_size, dtype=torch.float32))
 
     def set_unigram(self, counts: Tensor) -> None:
         """u from the counts of the V tokens [V], each one more than seen, so that no token is impossible."""

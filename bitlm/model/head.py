@@ -86,5 +86,6 @@ class LanguageModelHead(nn.Module):
 
     def forward(self, context: Tensor, embedding: Tensor) -> Tensor:
         """[..., D] → logits [..., V] float32; rows that only pad the matrix take no part."""
-        weight = embedding if self.output is None else self.output.weight
-        return F.linear(context, weight[: self.vocab_size]).float()
+        if self.output is not None:
+            return self.output(context)[..., : self.vocab_size].float()
+        return F.linear(context, embedding[: self.vocab_size]).float()

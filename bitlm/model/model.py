@@ -1,14 +1,12 @@
 """BitLM: a Qwen3 backbone over blocks of m tokens with the diffusion head or, as the baseline, a vocabulary softmax."""
 
 from dataclasses import dataclass
-from os import PathLike
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, Cache, PreTrainedModel, Qwen3Model
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Cache, Qwen3Model
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
@@ -17,7 +15,7 @@ from bitlm.config import DiffusionConfig
 from bitlm.diffusion.loss import bit_loss
 from bitlm.diffusion.noise import BlockShape, Noise, NoiseKeys, block_noise
 from bitlm.diffusion.process import corrupt
-from bitlm.errors import ArtifactError, ConfigError
+from bitlm.errors import ConfigError
 from bitlm.generation.mixin import GenerationMixin
 from bitlm.model.backbone import additive_mask, positions
 from bitlm.model.backbone import attention_mask as build_mask
@@ -25,6 +23,7 @@ from bitlm.model.config import BitLMConfig
 from bitlm.model.head import DiffusionHead, LanguageModelHead
 from bitlm.model.initialize import initialize_head, initialize_scaled
 from bitlm.model.inputs import check_arguments, check_ids, check_labels, check_like_ids, visible_tokens
+from bitlm.model.interface import BitLMPreTrainedModel, check_attention
 from bitlm.model.state import HeadConstants
 
 DEFAULT_DIFFUSION = DiffusionConfig()
@@ -44,15 +43,9 @@ class BitLMOutput(ModelOutput):
     in_loss: Tensor | None = None
 
 
-class BitLMForCausalLM(GenerationMixin, PreTrainedModel):
-    config_class = BitLMConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _no_split_modules = ("Qwen3DecoderLayer",)
-
-    def __init__(self, config: BitLMConfig) -> None:
-        super().__init__(config)
+class BitLMForCausalLM(GenerationMixin, BitLMPreTrainedModel):
+    def __init__(self, config: BitLMConfig, **unknown: Any) -> None:
+        super().__init__(config, **unknown)
         self.model = Qwen3Model(config.backbone())
         self.start_block = nn.Parameter(torch.empty(config.block_size, config.hidden_size))
         self.slot_embedding = None
@@ -60,9 +53,6 @@ class BitLMForCausalLM(GenerationMixin, PreTrainedModel):
             self.slot_embedding = nn.Parameter(torch.empty(config.block_size, config.hidden_size))
         self.head = DiffusionHead(config) if config.head == "diffusion" else LanguageModelHead(config)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.model.embed_tokens
 
     def _init_weights(self, module: nn.Module) -> None:
         """Backbone and learned vectors: normal with ``initializer_range``, as Qwen3, or ``initialize_scaled``."""
@@ -77,31 +67,6 @@ class BitLMForCausalLM(GenerationMixin, PreTrainedModel):
                 init.zeros_(self.slot_embedding)
         elif isinstance(module, DiffusionHead):
             initialize_head(module, std)
-
-    @classmethod
-    def from_pretrained(cls, source: str | PathLike, *args, output_loading_info: bool = False, **kwargs):
-        """Transformers' own, but only a complete and exact set of tensors is accepted; what does not fit would be drawn
-        at random.
-
-        Raises ArtifactError naming the source and the first tensor that is missing, unknown or of another shape.
-        """
-        kwargs["ignore_mismatched_sizes"] = True  # reported below, by name
-        model, info = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
-        for name in sorted(info["missing_keys"]):
-            raise ArtifactError(f"{source}: tensor {name} is missing; the checkpoint is incomplete or of another model")
-        for name in sorted(info["unexpected_keys"]):
-            raise ArtifactError(f"{source}: tensor {name} has no place in the model that config.json describes")
-        for name, stored, expected in sorted(info["mismatched_keys"]):
-            raise ArtifactError(f"{source}: tensor {name} has shape {tuple(stored)}, the model needs {tuple(expected)}")
-        return (model, info) if output_loading_info else model
-
-    @classmethod
-    def load(cls, folder: str | PathLike, **kwargs) -> "BitLMForCausalLM":
-        """``from_pretrained`` of a local folder. Raises ArtifactError also where nothing there can be read."""
-        try:
-            return cls.from_pretrained(folder, local_files_only=True, **kwargs)
-        except (OSError, SafetensorError) as error:
-            raise ArtifactError(f"{folder}: no readable model there ({str(error).splitlines()[0]})") from error
 
     def set_unigram(self, counts: Tensor) -> None:
         """Set the codebook's unigram frequencies from the counts of the V tokens [V], before training.
@@ -144,6 +109,7 @@ class BitLMForCausalLM(GenerationMixin, PreTrainedModel):
         on the right of a row. The first block with a token is told what the start block tells, as without padding.
         Raises ConfigError if m does not divide L, or for ids and masks of another form.
         """
+        self.check_unchanged()
         check_ids(self.config, input_ids)
         visible = None if attention_mask is None else visible_tokens(attention_mask, input_ids)
         return self._contexts(input_ids.long(), visible)
@@ -160,7 +126,11 @@ class BitLMForCausalLM(GenerationMixin, PreTrainedModel):
 
         An empty ``cache`` is filled from the start block and whole prompts; afterwards ids are one block, and the cache
         holds all before it. ``visible`` [r, m + tokens so far] is False on padding; None where there is none.
+        Raises ConfigError while the layers are checkpointed in training, when Transformers takes the cache away.
         """
+        self.check_unchanged()
+        if self.training and self.is_activation_checkpointing:
+            raise ConfigError("gradient checkpointing keeps no cache while a model trains: call model.eval() first")
         fed = self.embed(input_ids) if cache.get_seq_length() else self._with_start(input_ids, visible)
         return self._hidden_states(fed, visible, cache)[:, -self.config.block_size :]
 
@@ -184,6 +154,7 @@ class BitLMForCausalLM(GenerationMixin, PreTrainedModel):
             position_ids = torch.arange(past, past + q, device=fed_bqD.device)[None]
         else:
             position_ids = positions(visible_bS, m)[:, past:]
+        check_attention(self.model.config._attn_implementation)
         eager = self.model.config._attn_implementation == "eager"  # adds the mask to the scores
         mask = build_mask(q, past, m, visible_bS, fed_bqD.device, always=eager)
         if eager and mask is not None:
@@ -215,6 +186,7 @@ class BitLMForCausalLM(GenerationMixin, PreTrainedModel):
         uses neither. Raises ConfigError for a loss that the head cannot compute, tensors of another form, labels that
         differ from the ids, and arguments of other models that ask for something.
         """
+        self.check_unchanged()
         check_arguments(unsupported)
         check_ids(self.config, input_ids)
         input_ids = input_ids.long()
@@ -296,4 +268,5 @@ def _collect(losses_ndm: Tensor, in_loss_bNm: Tensor | None, shape: tuple[int, i
 
 
 AutoConfig.register("bitlm", BitLMConfig)
-AutoModelForCausalLM.register(BitLMConfig, BitLMForCausalLM)
+for auto_class in (AutoModel, AutoModelForCausalLM):
+    auto_class.register(BitLMConfig, BitLMForCausalLM)

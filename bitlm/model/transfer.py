@@ -9,7 +9,6 @@ rotary positions tell the copies apart; otherwise, as with Qwen3, which has none
 Only safetensors are read: a pickle could run code.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from transformers import Qwen3Config
 from bitlm.errors import ConfigError, SourceError
 from bitlm.model.config import BitLMConfig
 from bitlm.model.model import BitLMForCausalLM
-from bitlm.model.weights import CONFIG, weight_files
+from bitlm.model.weights import CONFIG, read_json, weight_files
 
 # What changes a backbone's function without changing any shape.
 SETTINGS = ("rms_norm_eps", "rope_parameters", "hidden_act", "use_sliding_window")
@@ -64,10 +63,14 @@ def _stored(folder: Path, source: str) -> dict[str, tuple[Path, tuple[int, ...]]
 
 
 def _config(folder: Path, source: str) -> BitLMConfig | Qwen3Config:
-    model_type = json.loads((folder / CONFIG).read_text()).get("model_type")
+    model_type = read_json(folder / CONFIG, SourceError).get("model_type")
     for known in (Qwen3Config, BitLMConfig):
         if model_type == known.model_type:
-            return known.from_pretrained(folder)
+            try:
+                return known.from_pretrained(folder)
+            except (ConfigError, ValueError, TypeError) as error:  # of BitLMConfig, of Qwen3Config
+                reason = " ".join(str(error).split())
+                raise SourceError(f"init_from: {CONFIG} of {source} describes no model ({reason})") from error
     raise ConfigError(f"init_from: {source} is a {model_type} model; expected qwen3 or {BitLMConfig.model_type}")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from bitlm import storage
 from bitlm.config.stages import HUB, init_kind
-from bitlm.errors import SourceError
+from bitlm.errors import BitLMError, SourceError
 from bitlm.storage import hub
 from bitlm.storage.hub import HubRepo
 
@@ -40,14 +40,21 @@ def fetch(init_from: str, state: dict[str, Any]) -> Path:
     return hub.download_snapshot(repo, commit, [*state["files"], INDEX])
 
 
+def read_json(path: Path, error: type[BitLMError]) -> dict[str, Any]:
+    """The object in a JSON file. Raises ``error`` if there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf8"))
+    except ValueError as reason:  # also bytes that are no text
+        raise error(f"{path}: no valid JSON ({reason})") from reason
+    if not isinstance(content, dict):
+        raise error(f"{path}: it holds a {type(content).__name__}; expected an object of settings")
+    return content
+
+
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint. Raises SourceError naming the file that is missing."""
+    """The safetensors files of a checkpoint. Raises SourceError naming the file that is missing or cannot be read."""
     if (folder / CONFIG).is_file() and (folder / INDEX).is_file():
-        parts = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-        outside = [part for part in parts if not storage.is_inside(part)]
-        if outside:
-            raise SourceError(f"pretrain.init_from: {folder / INDEX}: {outside[0]!r} is not a path inside its folder")
-        paths = [folder / part for part in parts]
+        paths = [folder / part for part in indexed_files(folder / INDEX, SourceError)]
     else:
         paths = [folder / SINGLE]
     for path in (folder / CONFIG, *paths):
@@ -56,6 +63,18 @@ def weight_files(folder: Path) -> list[Path]:
                 f"pretrain.init_from: {path} is missing; expected a checkpoint in Transformers' format, as safetensors"
             )
     return paths
+
+
+def indexed_files(index: Path, error: type[BitLMError]) -> list[str]:
+    """The files that an index names. Raises ``error`` if it names none, or one outside its folder."""
+    named = read_json(index, error).get("weight_map")
+    if not isinstance(named, dict) or not all(isinstance(part, str) for part in named.values()):
+        raise error(f"{index}: weight_map is missing or names no files")
+    parts = sorted(set(named.values()))
+    for part in parts:
+        if not storage.is_inside(part):
+            raise error(f"{index}: {part!r} is not a path inside its folder")
+    return parts
 
 
 def _hub_commit(init_from: str) -> tuple[HubRepo, str]:

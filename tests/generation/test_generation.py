@@ -143,7 +143,8 @@ def test_noise_belongs_to_seed_and_example(build: Build) -> None:
 @pytest.mark.parametrize("head", ["diffusion", "lm"])
 def test_rows_stop_at_the_end_token(build: Build, head: str) -> None:
     model = build(head=head)
-    settings = {"max_new_tokens": 14, "num_steps": 3, "guidance_scale": 1.0, "temperature": 1.0, "seed": 4}
+    settings = {"max_new_tokens": 14, "num_steps": 3, "guidance_scale": 1.0, "seed": 4}
+    settings["temperature"] = float(head == "lm")
     model.config.end_token_id = -1
     free = model.generate(PROMPTS, **settings)
     m, end = model.config.block_size, free.ids[0][6]
@@ -293,6 +294,30 @@ def test_options_may_be_given_together_or_one_by_one(build: Build) -> None:
         ([[1]], {"temperature": -1.0}, "temperature = -1.0"),
         ([[1]], {"max_new_tokens": 0}, "max_new_tokens = 0"),
         ([[1]], {"example_ids": [1, 2]}, "2 example ids for 1 prompts"),
+        ([[1]], {"example_ids": ["a"]}, r"example_ids = \['a'\]: expected whole numbers"),
+        (None, {}, "prompts: a NoneType; expected a list of token ids for each prompt"),
+        ("Return the", {}, "prompts: a str"),
+        ({"input_ids": [[1]]}, {}, "prompts: a dict"),
+        ([5, 6], {}, "prompt 0: a int; expected a list of token ids"),
+        (["Return"], {}, "prompt 0: a str"),
+        ([[1.5]], {}, "prompt 0: 1.5 is no token id"),
+        (torch.ones(1, 2, 3, dtype=torch.long), {}, r"prompt 0: \[1, 1, 1\] is no token id"),
+        ([[1]], {"max_new_tokens": "4"}, "max_new_tokens = '4': expected a whole number"),
+        ([[1]], {"num_steps": 2.0}, "num_steps = 2.0: expected a whole number"),
+        ([[1]], {"guidance_scale": None}, "guidance_scale = None: expected a number"),
+        ([[1]], {"commit_threshold": "0.9"}, "commit_threshold = '0.9'"),
+        ([[1]], {"trace": 1}, "trace = 1: expected True or False"),
+        ([[1]], {"temperature": 0.7}, "temperature = 0.7: it is the LM head's"),
+        ([[1]], {"max_length": 20}, "max_length is no option of generation: max_new_tokens"),
+        ([[1]], {"do_sample": True}, "do_sample is no option of generation: the LM head samples"),
+        (
+            [[1]],
+            {"attention_mask": torch.ones(1, 1)},
+            "attention_mask is no option .*: a prompt is given",
+        ),
+        ([[1]], {"top_p": 0.9}, "top_p is no option of generation: the options are max_new_tokens, num_steps"),
+        ([[1]], {"sampling": {"max_new_tokens": 4}}, "sampling: a dict; expected a Sampling"),
+        (None, {"input_ids": torch.ones(1, 2)}, "input_ids is no option of generation: give prompts"),
     ],
 )
 def test_mistakes_are_told_before_anything_runs(build: Build, prompts: list, options: dict, message: str) -> None:
@@ -300,6 +325,18 @@ def test_mistakes_are_told_before_anything_runs(build: Build, prompts: list, opt
     for call in (model.generate, model.stream):
         with pytest.raises(ConfigError, match=message):
             call(prompts, **{"max_new_tokens": 4} | options)
+
+
+def test_the_number_of_new_tokens_is_needed(build: Build) -> None:
+    with pytest.raises(ConfigError, match="max_new_tokens is missing"):
+        build().generate([[1]])
+
+
+def test_prompts_may_be_tensors(build: Build) -> None:
+    model, settings = build(), {"max_new_tokens": 4, "num_steps": 2}
+    expected = model.generate([[1, 2, 3], [4, 5, 6]], **settings)
+    ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    assert model.generate(ids, **settings) == model.generate(list(ids.numpy()), **settings) == expected
 
 
 def test_the_lm_head_has_nothing_to_trace(build: Build) -> None:

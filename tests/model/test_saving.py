@@ -25,7 +25,7 @@ VARIANTS = [{}, CODEBOOK, {"head": "lm"}, {"head": "lm", "tie_word_embeddings": 
 
 
 @pytest.mark.parametrize("options", VARIANTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_round_trip_is_bit_identical(build: Build, tmp_path: Path, options: dict, dtype: torch.dtype) -> None:
     model = build(**options)
     if model.config.has_codebook:
@@ -37,10 +37,8 @@ def test_round_trip_is_bit_identical(build: Build, tmp_path: Path, options: dict
         before, after = model.state_dict(), loaded.state_dict()
         assert before.keys() == after.keys()
         for name, tensor in before.items():
-            assert after[name].dtype == dtype
+            assert after[name].dtype == (torch.float32 if name.endswith("log_unigram") else dtype)
             assert torch.equal(tensor, after[name]), name
-        # A model that was cast has rounded rotary frequencies, which are not stored; a loaded one has exact ones.
-        model.model.rotary_emb = loaded.model.rotary_emb
         settings = {"max_new_tokens": 6, "num_steps": 2}
         assert loaded.generate([[1, 2, 3]], **settings).ids == model.generate([[1, 2, 3]], **settings).ids
 
@@ -76,6 +74,101 @@ def test_a_missing_or_damaged_checkpoint_is_refused(build: Build, tmp_path: Path
     file.unlink()
     with pytest.raises(ArtifactError, match=str(tmp_path)):
         BitLMForCausalLM.load(tmp_path)
+
+
+def test_only_safetensors_are_read(build: Build, tmp_path: Path) -> None:
+    model = build()
+    model.config.save_pretrained(tmp_path)
+    file = tmp_path / "pytorch_model.bin"
+    torch.save(model.state_dict(), file)
+    opened = file.stat().st_atime_ns
+    for load in (BitLMForCausalLM.load, AutoModelForCausalLM.from_pretrained):
+        with pytest.raises((ArtifactError, OSError), match=r"no file named model\.safetensors"):
+            load(tmp_path)
+    assert file.stat().st_atime_ns == opened
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "null", '"bitlm"', b"\xff\xfe"])
+def test_a_config_that_is_no_object_is_named(tmp_path: Path, content: str | bytes) -> None:
+    file = tmp_path / "config.json"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ArtifactError, match=f"{file}: (no valid JSON|it holds a)") as caught:
+        BitLMForCausalLM.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "qwen3"}, "model_type = 'qwen3': expected 'bitlm'"),
+        ({"model_type": None}, "model_type = None: expected 'bitlm'"),
+        ({"rope_theta": None}, "rope_theta = None: Input should be a valid number"),
+        ({"hidden_size": "32"}, "hidden_size = '32': Input should be a valid integer"),
+        ({"vocab_size": 50.5}, "vocab_size = 50.5"),
+        ({"head": "banana"}, "head = 'banana': Input should be 'diffusion' or 'lm'"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings = 'yes'"),
+        ({"block_size": 0}, "block_size = 0: Input should be greater than or equal to 1"),
+        ({"num_attention_heads": 3}, "num_attention_heads = 3 is no multiple of num_key_value_heads = 2"),
+        ({"head_dim": 7}, "head_dim = 7: rotary positions need an even number"),
+        ({"diffusion_head": 3}, "diffusion_head = 3"),
+        ({"end_token_id": [1, 2]}, r"end_token_id = \[1, 2\]"),
+        ({"blok_size": 4}, "blok_size is unknown; the nearest valid one is block_size"),
+        ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling is unknown"),
+        ({"transformers_weights": "pytorch_model.bin"}, "transformers_weights is unknown"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config: a quantized model is not supported"),
+        ({"dtype": "int8"}, "dtype = 'int8': choose float32"),
+        ({"id2label": "x"}, "Transformers cannot read it"),
+        ({"_attn_implementation": "flash_attention_2"}, "attn_implementation = 'flash_attention_2'"),
+    ],
+)
+def test_a_config_that_describes_no_model_is_refused(build: Build, tmp_path: Path, changes: dict, message: str) -> None:
+    build().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    for load in (BitLMForCausalLM.load, BitLMForCausalLM.from_pretrained):
+        with pytest.raises(ConfigError, match=message) as caught:
+            load(tmp_path)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [{}, {"head": "lm"}])
+def test_a_field_that_is_missing_is_named(build: Build, tmp_path: Path, options: dict) -> None:
+    """Its default could describe another model with tensors of the same shapes."""
+    build(**options).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    stored = json.loads(file.read_text())
+    own = stored.keys() - {"architectures", "dtype", "transformers_version", "initialization", "initializer_range"}
+    assert "rope_theta" in own
+    for name in own:
+        file.write_text(json.dumps({key: value for key, value in stored.items() if key != name}))
+        expected = "model_type = None" if name == "model_type" else f"{name} is missing"
+        with pytest.raises(ConfigError, match=f"{file}: {expected}"):
+            BitLMForCausalLM.load(tmp_path)
+    if not options:
+        del stored["diffusion_head"]["denoiser"]
+        file.write_text(json.dumps(stored))
+        with pytest.raises(ConfigError, match=r"diffusion_head\.denoiser is missing"):
+            BitLMForCausalLM.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("{", "no valid JSON"),
+        ("[]", "it holds a list"),
+        ("{}", "weight_map is missing"),
+        ('{"weight_map": 3}', "weight_map is missing or names no files"),
+        ('{"weight_map": {"start_block": "../x"}}', r"'\.\./x' is not a path inside its folder"),
+        ('{"weight_map": {"start_block": "gone.safetensors"}}', "no readable model there"),
+        ('{"metadata": {}, "weight_map": {"start_block": "gone.safetensors"}}', "no readable model there"),
+    ],
+)
+def test_an_index_that_names_no_files_is_refused(build: Build, tmp_path: Path, index: str, message: str) -> None:
+    build().config.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ArtifactError, match=message) as caught:
+        BitLMForCausalLM.load(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_config_comes_from_the_pipelines_sections(tmp_path: Path) -> None:
