@@ -40,7 +40,8 @@ def load_model(root: str, model: str) -> tuple[BitLMForCausalLM, TextTokenizer]:
     """A trained model, ready to generate, and its tokenizer. ``model`` is the id of an artifact below ``root``, or a
     local folder that holds both.
 
-    Raises ArtifactError, naming artifact and file, if one is missing or not what its record says.
+    Raises ArtifactError, naming artifact and file, if one is missing or not what its record says, and ConfigError for a
+    configuration that describes no model.
     """
     if Path(model, "config.json").is_file():
         for name in (TOKENIZER_FILE, INFO_FILE):
@@ -48,12 +49,26 @@ def load_model(root: str, model: str) -> tuple[BitLMForCausalLM, TextTokenizer]:
                 raise ArtifactError(f"{model}: {name} is missing; give a folder that holds a model and its tokenizer")
         return _load_folder(model)
     store = Store(root)
-    with store.local_folder(store.load(model), "model") as folder:
+    try:
+        record = store.load(model)
+    except ArtifactError as error:
+        if not model or not Path(model).exists():
+            raise
+        raise ArtifactError(
+            f"{model}: config.json is missing; give a folder that holds a model and its tokenizer, or an artifact's id"
+        ) from error
+    with store.local_folder(record, "model") as folder:
         return _load_folder(folder)
 
 
 def _load_folder(folder: str) -> tuple[BitLMForCausalLM, TextTokenizer]:
-    return BitLMForCausalLM.load(folder).eval(), TextTokenizer.load(folder)
+    model, tokenizer = BitLMForCausalLM.load(folder).eval(), TextTokenizer.load(folder)
+    if model.config.vocab_size != tokenizer.info.vocab_size:
+        raise ArtifactError(
+            f"{folder}: the tokenizer has {tokenizer.info.vocab_size} tokens and the model {model.config.vocab_size}: "
+            "they do not belong together"
+        )
+    return model, tokenizer
 
 
 class Predictor:

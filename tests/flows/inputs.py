@@ -1,15 +1,33 @@
 """The files that the examples of docs/inputs.md name."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 TEXT = b'{"text": "A text of its own.", "id": 1}\n'
+MODELS = ("other-model", "misspelt-model", "no-weights")
 SUMMARIES = b'{"document": "A text of its own.", "summary": "A text.", "id": 1}\n'
+
+
+def _write_config(**changes: object) -> Callable[[Path], None]:
+    """A function that writes the configuration of a small model, with these changes."""
+
+    def write(path: Path) -> None:
+        from bitlm.model import BitLMConfig  # torch takes seconds
+
+        path.write_text(json.dumps(BitLMConfig().to_diff_dict() | changes, default=str))
+
+    return write
+
 
 FILES: dict[str, bytes | Callable[[Path], None]] = {
     "text.jsonl": TEXT,
     "no-test/train.jsonl": SUMMARIES,
     "no-test/dev.jsonl": SUMMARIES,
+    **{f"{folder}/{name}": b"{}" for folder in MODELS for name in ("tokenizer.json", "tokenizer_info.json")},
+    "other-model/config.json": _write_config(model_type="qwen3"),
+    "misspelt-model/config.json": _write_config(blok_size=4),
+    "no-weights/config.json": _write_config(),
 }
 """Path below the examples' folder → content, or a function that writes it to the given path."""
 

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,35 @@ def test_a_device_that_is_not_there_is_one_line(folder: Path, name: str, capsys)
     shown = capsys.readouterr()
     assert not shown.out
     assert re.fullmatch(rf"bitlm: device '{name}': .*; choose one of: cpu.*\n", shown.err)
+
+
+def test_a_folder_that_holds_no_model_is_refused(folder: Path, tmp_path: Path, capsys) -> None:
+    """No configuration, one of another model, weights that are cut or a pickle, another model's tokenizer."""
+    empty, other, cut, pickle, mixed = (tmp_path / name for name in ("empty", "other", "cut", "pickle", "mixed"))
+    empty.mkdir()
+    for copied in (other, cut, pickle, mixed):
+        shutil.copytree(folder, copied)
+    (other / "config.json").write_text('{"model_type": "qwen3"}')
+    weights = (folder / "model.safetensors").read_bytes()
+    (cut / "model.safetensors").write_bytes(weights[:-50])
+    (pickle / "model.safetensors").rename(pickle / "pytorch_model.bin")
+    info = json.loads((folder / INFO_FILE).read_text())
+    (mixed / INFO_FILE).write_text(json.dumps(info | {"vocab_size": info["vocab_size"] - 1}))
+    expected = {
+        empty: "config.json is missing; give a folder that holds a model and its tokenizer, or an artifact's id",
+        other: "config.json: model_type = 'qwen3': expected 'bitlm'",
+        cut: "no readable model there",
+        pickle: "no readable model there (Error no file named model.safetensors",
+        mixed: "tokens",
+    }
+    for path, message in expected.items():
+        assert main(words(path, "--prompt", "x")) == 1
+        told = capsys.readouterr().err
+        assert told.startswith(f"bitlm: {path}")
+        assert message in told
+        assert told.count("\n") == 1
+
+
+def test_the_diffusion_head_takes_no_temperature(folder: Path, capsys) -> None:
+    assert main(words(folder, "--prompt", "x", "--temperature", "1")) == 1
+    assert "bitlm: temperature = 1.0: it is the LM head's" in capsys.readouterr().err
