@@ -158,6 +158,10 @@ class BitLMPreTrainedModel(PreTrainedModel):
         """Raises ConfigError: no head has a module for it that could be replaced."""
         raise ConfigError("set_output_embeddings: the output belongs to the head; change the weights of model.head")
 
+    def prepare_inputs_for_generation(self, *_args: Any, **_kwargs: Any) -> None:
+        """PEFT looks for it on every causal language model. Raises ConfigError: generation has a loop of its own."""
+        raise ConfigError("prepare_inputs_for_generation: generation has a loop of its own; call generate or stream")
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         """Casting leaves the buffers in float32, as loading in another precision does: rotary frequencies and log u
         lose too much."""

@@ -244,6 +244,11 @@ def test_an_adapter_on_any_linear_map_takes_part(build: Build, options: dict) ->
     assert called == set(maps)
 
 
+def test_generation_has_a_loop_of_its_own(build: Build) -> None:
+    with pytest.raises(ConfigError, match="call generate or stream"):
+        build().prepare_inputs_for_generation(IDS)
+
+
 def test_a_configuration_survives_as_a_dictionary(build: Build) -> None:
     config = build(**CODEBOOK).config
     again = BitLMConfig.from_dict(config.to_dict())
