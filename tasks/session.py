@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 
 import ray
 
@@ -18,6 +20,7 @@ class RaySession:
         if ray.is_initialized():
             return
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        handler = signal.getsignal(signal.SIGTERM)
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
         address = os.environ.get("RAY_ADDRESS")
         if address:
@@ -25,6 +28,8 @@ class RaySession:
         else:
             ray.init(address="local", include_dashboard=False, object_store_memory=LOCAL_OBJECT_STORE_BYTES, **quiet)
         self._started = True
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray has put its own in its place
 
     def close(self) -> None:
         """Disconnect from the cluster, or stop the one that ``start`` started."""

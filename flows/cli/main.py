@@ -9,21 +9,22 @@ from bitlm.errors import BitLMError, ConfigError
 from bitlm.text import one_line
 from bitlm_flows.cli import artifacts, generate, plan, run, score, tokens
 from bitlm_flows.cli.output import standard_output
-from bitlm_flows.lifetime import INTERRUPTED, bounded_interrupt
+from bitlm_flows.lifetime import supervised
 
 COMMANDS = (run, plan, artifacts, tokens, score, generate)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code of a command. Without arguments those of the process are taken, and the command runs in a child
+    process that is ended in time after Ctrl-C; this one then never returns from here."""
+    if argv is None:
+        return supervised(lambda: main(sys.argv[1:]))
     with standard_output():
         try:
-            return _call(sys.argv[1:] if argv is None else argv)
+            return _call(argv)
         except BitLMError as error:
             print(f"bitlm: {one_line(str(error))}", file=sys.stderr)
             return 1
-        except KeyboardInterrupt:
-            print("bitlm: interrupted; what is complete is kept, and the next run continues from it", file=sys.stderr)
-            return INTERRUPTED
 
 
 def _call(argv: Sequence[str]) -> int:
@@ -34,8 +35,7 @@ def _call(argv: Sequence[str]) -> int:
                 "in the names of files"
             )
     args = _parser().parse_args(argv)
-    with bounded_interrupt():
-        return args.command(args)
+    return args.command(args)
 
 
 class _Parser(argparse.ArgumentParser):
