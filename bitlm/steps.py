@@ -216,7 +216,8 @@ def _step(stage: str, name: str, section: Any, **inputs: Step) -> Step:
 
 def _corpus(config: PipelineConfig) -> Step:
     section = config.corpus
-    return Step("corpus", section.name, corpus_identity(section), corpus_location(section), {})
+    location = corpus_location(section)  # first, since it refuses a credential before it is sent
+    return Step("corpus", section.name, corpus_identity(section), location, {})
 
 
 def _tokenizer(config: PipelineConfig, corpus: Step) -> Step:

@@ -67,7 +67,7 @@ class HttpFiles(HTTPFileSystem):
             part = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
             if response.status == 206 and part is not None and int(part[1]) == start:
                 data = await response.read()
-                if len(data) == int(part[2]) + 1 - start and end in (None, start + len(data)):
+                if start + len(data) == int(part[2]) + 1 and end in (None, start + len(data)):
                     return data
         raise SourceError(
             f"{redact(url)}: the server does not send the part of the file that was asked for; fetch the file and give "
@@ -122,7 +122,7 @@ class _RangesFile(AbstractBufferedFile):
         self._known = info
 
     def _fetch_range(self, start: int, end: int) -> bytes:
-        return self.fs.read_range(self.path, start, end, self._known)
+        return self.fs.read_range(self.path, start, min(end, self.size), self._known)
 
 
 def _is_younger(modified: str | None, now: str | None) -> bool:

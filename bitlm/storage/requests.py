@@ -12,7 +12,7 @@ from typing import Any
 from bitlm.errors import SourceError
 
 ATTEMPTS = 4
-_URL_PARTS = re.compile(r"(?P<scheme>\w+://)(?:[^/\s@]*@)?(?P<rest>[^?\s]*)(?P<query>\?\S*)?")
+_URL_PARTS = re.compile(r"(?P<scheme>\w+://)(?:[^/\s?#]*@)?(?P<rest>[^?\s]*)(?P<query>\?\S*)?")
 _TRANSIENT_CODES = {
     "SlowDown",
     "RequestTimeout",

@@ -11,7 +11,7 @@ import pytest
 from s3 import S3, _moto, s3  # noqa: F401
 
 from bitlm import storage
-from bitlm.config import CorpusConfig, TokenizerConfig
+from bitlm.config import CorpusConfig, TokenizerConfig, configure
 from bitlm.config.presets import PRESETS
 from bitlm.data.sources import docstrings
 from bitlm.data.sources.files import check_unchanged
@@ -25,6 +25,7 @@ from bitlm.data.sources.state import (
     tokenizer_identity,
 )
 from bitlm.errors import ConfigError, SourceError
+from bitlm.steps import steps
 
 
 @pytest.fixture(autouse=True)
@@ -158,6 +159,14 @@ def test_a_missing_source_is_an_error_that_names_it(folder: Path, field: str) ->
 def test_a_url_with_a_credential_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"corpus\.source = s3://bucket/text: the URL carries a credential"):
         corpus_location(CorpusConfig(source="s3://key:secret@bucket/text"))
+    for url in (
+        "https://token@host/x",
+        "http://a:b@c@host/x",
+        "https://host/x?AWSAccessKeyId=a",
+        "https://host/x?n=1&auth=a",
+    ):
+        with pytest.raises(ConfigError, match=r"corpus\.source = .*host/x.*: the URL carries a credential"):
+            steps(configure("tiny", [f"corpus.source={url}"]))
     with pytest.raises(ConfigError, match=r"tokenizer\.source = s3://bucket/t\.json: the URL carries a credential"):
         tokenizer_identity(TokenizerConfig(source="s3://key:secret@bucket/t.json"))
 
