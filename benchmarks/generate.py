@@ -102,14 +102,16 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def machine(args: argparse.Namespace, diffusion: BitLMForCausalLM, lm: BitLMForCausalLM) -> dict[str, Any]:
-    on_gpu = args.device.startswith("cuda")
+    name = f"{platform.processor() or platform.machine()} CPU"
+    if args.device.startswith("cuda"):
+        name = torch.cuda.get_device_name(args.device)
     counts = {
         "backbone": sum(p.numel() for p in diffusion.model.parameters()),
         "diffusion_head": sum(p.numel() for p in diffusion.head.parameters()),
         "lm_head_own": sum(p.numel() for p in lm.head.parameters()),
     }
     return {
-        "device": torch.cuda.get_device_name() if on_gpu else f"{platform.processor() or platform.machine()} CPU",
+        "device": name,
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
         "torch": torch.__version__,
@@ -145,7 +147,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|", flush=True)
     found = rows(diffusion, lm, args)
     if args.device.startswith("cuda"):
-        about["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        about["peak_gib"] = torch.cuda.max_memory_allocated(args.device) / 2**30
     if args.json:
         Path(args.json).write_text(json.dumps({**about, "rows": found}, indent=1), encoding="utf8")
 

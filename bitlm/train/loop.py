@@ -15,6 +15,7 @@ from bitlm import storage
 from bitlm.batch import Batch
 from bitlm.config import TrainConfig
 from bitlm.data.reading.prefetch import prefetch
+from bitlm.devices import find_device
 from bitlm.errors import ConfigError
 from bitlm.model.config import BitLMConfig
 from bitlm.model.model import BitLMForCausalLM
@@ -61,10 +62,12 @@ def train(setup: Setup, *, report: Report) -> dict[str, Any]:
 
     Every rank calls it (torch.distributed started before, or not at all for one rank), and each gets the same figures.
     ``report`` is called on rank 0 with every line of metrics. Resumes from the newest complete checkpoint. Raises
-    ArtifactError for a damaged one, BitLMError naming the step when the training diverges.
+    ArtifactError for a damaged one, BitLMError naming the step when the training diverges, ConfigError for a GPU that
+    torch cannot use.
     """
-    use_gpu = setup.config.execution.use_gpu
-    device = torch.device("cuda", torch.cuda.current_device()) if use_gpu else torch.device("cpu")
+    device = find_device("cuda" if setup.config.execution.use_gpu else "cpu")
+    if device.type == "cuda":
+        device = torch.device("cuda", torch.cuda.current_device())
     with closing(setup.batches), ranks.process_group(device), _deterministic(device):
         return _train(setup, device, report)
 

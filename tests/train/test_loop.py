@@ -230,3 +230,9 @@ def test_batch_that_does_not_divide_is_refused(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("bitlm.train.ranks.world", lambda: 3)
     with pytest.raises(ConfigError, match="batch_size = 4 does not divide among 3 workers"):
         run(tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_training_on_a_gpu_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^device 'cuda': torch .*; choose one of: cpu$"):
+        run(tmp_path, execution={"use_gpu": True})
