@@ -25,7 +25,7 @@ RECORD_FILE = "artifact.json"
 PACKAGES = ("torch", "transformers", "tokenizers", "fastokens", "ray", "prefect", "pyarrow", "numpy", "rouge-score")
 _SECRET_NAME = re.compile(r"(?i)((key|token|password|passwd|credentials?|signature|sig)$)|secret")
 _URL_SECRET = re.compile(
-    r"(?i)\w+://[^/\s?#]*:[^/\s?#]*@|https?://[^/\s?#]*@"
+    r"(?i)\b\w++://[^/\s?#:]*+:[^/\s?#]*@|https?://[^/\s?#]*@"
     r"|[?&][\w-]*(key|keyid|token|secret|password|passwd|pwd|auth|authorization|jwt|credential|signature|sig)="
 )
 _SELF_CHECK = re.compile(rb'"record_sha256": "([0-9a-f]{64})"\n}\n\Z')

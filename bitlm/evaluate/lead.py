@@ -5,11 +5,14 @@ The splitter is a rule and not a model, so that it needs no download:
 - a blank line ends a sentence. So does every line break of a text that has a line of over ``WRAPPED`` characters (web
   text, where a line is a paragraph or a headline); in a text wrapped at shorter lines a line break is a space;
 - within a paragraph a sentence ends at ``.``, ``!``, ``?`` or ``…`` (closing quotes and brackets included) followed by
-  white space and a capital, a digit or an opening mark, unless the word before a full stop is a known abbreviation or a
-  single initial.
+  white space and a digit, an opening mark or a letter that is not a small one (a capital, or a letter of a script
+  without capitals), unless the word before a full stop is a known abbreviation or a single initial;
+- it also ends at a mark that ends nothing but sentences, whatever follows, such as ``。`` or ``।``.
 """
 
 import re
+import unicodedata
+from itertools import takewhile
 
 WRAPPED = 120
 
@@ -20,8 +23,13 @@ _ABBREVIATION = re.compile(
     r"|inc|ltd|co|corp|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec"
 )
 _PARAGRAPH = re.compile(r"\n[ \t\r]*\n")
-_END = re.compile(r"""[.!?…]+["'”’)\]]*(?=\s+["'“‘(\[`]*[A-Z0-9À-ÖØ-Þ])""")
-_LAST_WORD = re.compile(r"[\w.]+$")
+# Of Chinese and Japanese, Arabic and Urdu, the languages of India, Armenian, Amharic, Khmer and Burmese.
+_FINAL = "。！？｡؟۔।॥։።፧។။"
+_MARKS = f".!?…{_FINAL}"
+# Possessive (++, *+), and from the first mark of a run only: time must not grow with the square of a run's length.
+_END = re.compile(
+    rf"""(?<![{_MARKS}])(?P<marks>[{_MARKS}]++)["'”’)\]»」』）】]*+(?=(?:\s["'“‘(\[`«„「『（【¿¡]*+(?P<next>\w))?)"""
+)
 
 
 def sentences(text: str) -> list[str]:
@@ -32,10 +40,10 @@ def sentences(text: str) -> list[str]:
         paragraph = " ".join(paragraph.split())
         start = 0
         for end in _END.finditer(paragraph):
-            if not _abbreviated(paragraph[start : end.start()], end.group()):
-                result.append(paragraph[start : end.end()])
-                start = end.end() + 1
-        result.append(paragraph[start:])
+            if _ends(end, start):
+                result.append(paragraph[start : end.end()].strip())
+                start = end.end()
+        result.append(paragraph[start:].strip())
     return [sentence for sentence in result if sentence]
 
 
@@ -44,12 +52,27 @@ def lead(document: str, count: int = 1) -> str:
     return " ".join(sentences(document)[:count])
 
 
-def _abbreviated(before: str, mark: str) -> bool:
-    if mark != ".":
+def _ends(mark: re.Match[str], start: int) -> bool:
+    """Whether the sentence from ``start`` ends at a match of ``_END``."""
+    if not set(_FINAL).isdisjoint(mark["marks"]):
+        return True
+    following = mark["next"]
+    if following is None or not (following.isdecimal() or (following.isalpha() and not following.islower())):
         return False
-    word = _LAST_WORD.search(before)
-    if word is None:
-        return False
+    return mark.group() != "." or not _is_abbreviation(_last_word(mark.string, start, mark.start()))
+
+
+def _last_word(text: str, start: int, end: int) -> str:
+    """The letters, digits and full stops with which ``text[start:end]`` ends."""
+    backwards = (text[i] for i in range(end - 1, start - 1, -1))
+    return "".join(takewhile(_is_of_a_word, backwards))[::-1]
+
+
+def _is_of_a_word(character: str) -> bool:
+    return character in "._" or character.isalnum() or unicodedata.category(character).startswith("M")
+
+
+def _is_abbreviation(word: str) -> bool:
     # "J. Smith" and "U.S. Senate" go on; a lone "I" at the end of a sentence is rarer than an initial.
-    last = word.group().lower().lstrip(".")
+    last = word.lower().lstrip(".")
     return bool(_ABBREVIATION.fullmatch(last)) or all(len(part) == 1 and part.isalpha() for part in last.split("."))

@@ -12,7 +12,8 @@ from typing import Any
 from bitlm.errors import SourceError
 
 ATTEMPTS = 4
-_URL_PARTS = re.compile(r"(?P<scheme>\w+://)(?:[^/\s?#]*@)?(?P<rest>[^?\s]*)(?P<query>\?\S*)?")
+# \b and the possessive ++: a long word that begins no URL is read once, not once from each of its letters.
+_URL_PARTS = re.compile(r"(?P<scheme>\b\w++://)(?:[^/\s?#]*@)?(?P<rest>[^?\s]*)(?P<query>\?\S*)?")
 _TRANSIENT_CODES = {
     "SlowDown",
     "RequestTimeout",
