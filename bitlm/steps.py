@@ -272,7 +272,7 @@ def _finetune(config: PipelineConfig, head: Head, pretrain: Step, corpus: Step, 
 
 def _evaluate(config: PipelineConfig, label: str, model: Step, corpus: Step, tokenizer: Step) -> Step:
     head = model.identity["head"]
-    excluded = {"execution", "lead_sentences"} | (SAMPLER_KEYS if head == "lm" else set())
+    excluded = {"execution", "lead_sentences", *_default_tokenizer(config)} | (SAMPLER_KEYS if head == "lm" else set())
     identity = config.evaluate.model_dump(mode="json", exclude=excluded)
     identity |= {"system": "model", "head": head, "prompt": config.prompt.identity()}
     inputs = {"model": model, "corpus": corpus, "tokenizer": tokenizer}
@@ -281,9 +281,16 @@ def _evaluate(config: PipelineConfig, label: str, model: Step, corpus: Step, tok
 
 def _lead(config: PipelineConfig, corpus: Step) -> Step:
     """The baseline: the first sentences of each document."""
-    included = {"split", "examples", "lead_sentences", "bootstrap_samples", "seed"}
+    included = {"split", "examples", "lead_sentences", "bootstrap_samples", "seed", "tokenizer"} - _default_tokenizer(
+        config
+    )
     identity = {"system": "lead", **config.evaluate.model_dump(mode="json", include=included)}
     return _make("evaluate", f"{config.corpus.name}-lead", identity, config.evaluate.execution, corpus=corpus)
+
+
+def _default_tokenizer(config: PipelineConfig) -> set[str]:
+    """The key of ROUGE's tokenizer if it is the default: evaluations from before there was another stay valid."""
+    return {"tokenizer"} if config.evaluate.tokenizer == "rouge" else set()
 
 
 def _report(config: PipelineConfig, evaluations: list[Step], trained: list[Step], tokens: Step) -> Step:

@@ -45,13 +45,16 @@ def build(step: Step, run: Run, work: Work) -> dict[str, Any]:
     storage.write_atomic(storage.join(work.out, "predictions.parquet"), to_parquet(predictions))
     run.progress.update(1.0, f"scoring {len(examples):,} texts")
     texts, references = predictions["text"].to_pylist(), predictions["reference"].to_pylist()
-    scores = rouge.score(texts, references, config.bootstrap_samples, config.seed)
+    scores = rouge.score(texts, references, config.bootstrap_samples, config.seed, config.tokenizer)
+    if (note := rouge.unread_note(scores)) is not None:
+        run.console.print(f"warning: {step.key}: {note}", soft_wrap=True)
     storage.write_atomic(storage.join(work.out, "scores.json"), json.dumps(scores, indent=1).encode())
     figures = {measure: scores[measure]["f1"] for measure in MEASURES}
     calls = sum(predictions["steps"].to_pylist()) / len(examples)
     saved = sum(count or 0 for count in predictions["saved"].to_pylist()) / len(examples)
     costs = {"mean_head_calls": calls, "mean_head_calls_saved": saved}
-    return {**figures, "examples": len(examples), "empty": scores["empty"], **costs}
+    unread = {f"unread_{side}": count for side, count in scores["unread"].items()}
+    return {**figures, "examples": len(examples), "empty": scores["empty"], **costs, **unread}
 
 
 def _lead(row: int, example: Example, sentences: int) -> Prediction:

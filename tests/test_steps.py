@@ -35,6 +35,14 @@ def test_the_table_lists_the_roles_of_every_step():
     assert ROLES == ("corpus", "tokenizer", "tokens", "init", "pretrain", "model")
 
 
+def test_the_tokenizer_of_rouge_changes_the_evaluations_alone():
+    assert not _changed("evaluate.tokenizer=rouge")
+    changed = _changed("evaluate.tokenizer=unicode")
+    assert {key.partition("/")[0] for key in changed} == {"evaluate", "report"}
+    assert changed == {key for key in _by_key() if key.startswith(("evaluate/", "report/"))}
+    assert "tokenizer" not in _by_key()["evaluate/tiny-lead"].identity
+
+
 def test_a_given_record_takes_the_place_of_the_step_of_its_stage_and_head():
     identity = {"head": "diffusion"}
     record = Record.model_construct(id="finetune/x@v1", stage="finetune", identity=identity, fingerprint="0")

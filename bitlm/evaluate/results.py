@@ -11,7 +11,7 @@ from bitlm.artifacts.lineage import lineage
 from bitlm.artifacts.record import Record
 from bitlm.artifacts.store import Store
 from bitlm.config import ReportConfig
-from bitlm.evaluate import choices, table
+from bitlm.evaluate import choices, rouge, table
 from bitlm.evaluate.predictions import read
 
 FEW_EXAMPLES = 1000
@@ -158,6 +158,8 @@ def _notes(evaluations: Sequence[Record], scores: Sequence[Mapping[str, Any]], a
     empty = sum(score["empty"] for score in scores)
     if empty:
         notes.append(f"{empty:,} outputs are empty; they count as examples and score 0.")
+    unread = [(record.id, rouge.unread_note(score)) for record, score in zip(evaluations, scores, strict=True)]
+    notes += [f"{artifact}: {note}." for artifact, note in unread if note]
     dirty = [record.id for record in ancestry if record.code.get("dirty")]
     if dirty:
         notes.append(f"{len(dirty)} of {len(ancestry)} artifacts were made by code with uncommitted changes.")

@@ -1,6 +1,7 @@
 """``bitlm score``: ROUGE of predictions against references, from files."""
 
 import argparse
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,14 +17,24 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser("score", help="ROUGE of predictions against references")
     parser.add_argument("--predictions", required=True, metavar="FILE", help="txt[.gz] one per line, parquet or jsonl")
     parser.add_argument("--references", required=True, metavar="FILE", help="the same formats, in the same order")
+    parser.add_argument(
+        "--tokenizer",
+        choices=("rouge", "unicode"),
+        default="rouge",
+        help="rouge (default): words of a-z and 0-9, stemmed, as in published figures; unicode: of any script, as is",
+    )
     add_json(parser)
     parser.set_defaults(command=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    from bitlm.evaluate.rouge import score_files  # pyarrow and rouge-score take seconds to load
+    from bitlm.evaluate.rouge import score_files, unread_note  # pyarrow and rouge-score take seconds to load
 
-    scores = score_files(args.predictions, args.references)
+    scores = score_files(args.predictions, args.references, tokenizer=args.tokenizer)
+    note = unread_note(scores)
+    if note is not None:
+        remedy = "; --tokenizer unicode knows every script" if args.tokenizer == "rouge" else ""
+        print(f"warning: {note}{remedy}", file=sys.stderr)
     if args.json:
         print_json(scores)
     else:
@@ -32,10 +43,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show(scores: Mapping[str, Any]) -> None:
-    table = Table(title=f"{scores['examples']:,} examples · {scores['implementation']}", title_justify="left")
-    for column in ("measure", "F1 ×100", "95% interval"):
-        table.add_column(column)
+    table = Table("measure", "F1 ×100", "95% interval")
     for measure, title in MEASURES.items():
         score = scores[measure]
         table.add_row(title, f"{score['f1']:.2f}", f"{score['low']:.2f} to {score['high']:.2f}")
-    console().print(table)
+    output = console()
+    output.print(f"{scores['examples']:,} examples · {scores['implementation']}", soft_wrap=True)
+    output.print(table)

@@ -75,6 +75,32 @@ def test_an_empty_prediction_scores_nothing_and_is_counted() -> None:
     assert scores["implementation"] == "rouge-score 0.1.2, stemming"
 
 
+LINES = ["the cat sat on the mat", "Он ушёл домой. Она осталась.", "你好，世界。再见！", "ประเทศไทย"]
+
+
+def test_texts_of_any_script_against_themselves() -> None:
+    by_unicode = rouge.score(LINES, LINES, tokenizer="unicode")
+    assert [by_unicode[measure]["f1"] for measure in rouge.MEASURES] == [100] * 4
+    assert by_unicode["unread"] == {"predictions": 0, "references": 0}
+    assert (by_unicode["tokenizer"], by_unicode["implementation"]) == ("unicode", "rouge-score 0.1.2, Unicode words")
+    assert rouge.unread_note(by_unicode) is None
+    by_default = rouge.score(LINES, ["a b c d e f", *LINES[1:]])
+    assert by_default["rouge1"]["f1"] == 0
+    assert by_default["unread"] == {"predictions": 3, "references": 3}
+    assert "of 3 predictions and 3 references the tokenizer rouge keeps no word" in rouge.unread_note(by_default)
+
+
+def test_words_of_any_script_are_compared() -> None:
+    got = rouge.score_pairs(["Она ушла домой"], ["она осталась дома"], "unicode")[0]
+    assert got == pytest.approx([f1(1, 3, 3), 0, f1(1, 3, 3), f1(1, 3, 3)])
+    assert rouge.score_pairs(["世界你好"], ["你好世界"], "unicode")[0] == pytest.approx([100, f1(2, 3, 3), 50, 50])
+
+
+def test_a_pair_that_would_take_hours_is_refused() -> None:
+    with pytest.raises(SourceError, match=r"example 2: a prediction of 50,000 words and a reference of 40,000 are too"):
+        rouge.score_pairs(["a", "a " * 50_000], ["a", "b " * 40_000])
+
+
 def test_bootstrap_equals_a_plain_loop() -> None:
     values = np.random.default_rng(3).normal(size=(17, 2))
     rng, means = np.random.default_rng(5), []
@@ -143,6 +169,15 @@ def test_our_own_predictions_file_serves_on_both_sides(tmp_path: Path) -> None:
     assert rouge.score_files(str(path), str(path))["rouge1"]["f1"] == 50
 
 
+@pytest.mark.parametrize("name", ["p.txt", "p.jsonl", "p.JSON", "p.txt.GZ", "p.hypo"])
+def test_a_byte_order_mark_and_line_breaks_of_windows_are_no_text(name: str, tmp_path: Path) -> None:
+    texts = ["the cat", "", "sat"]
+    lines = [json.dumps(text) if "js" in name.lower() else text for text in texts]
+    data = "\ufeff".encode() + "".join(f"{line}\r\n" for line in lines).encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("GZ") else data)
+    assert rouge._texts(str(tmp_path / name), rouge.PREDICTION_COLUMNS) == texts
+
+
 def test_different_numbers_of_lines_are_named(tmp_path: Path) -> None:
     ours, theirs = (write(tmp_path / name, "text", ["a"] * n) for name, n in (("p.txt", 3), ("r.txt", 4)))
     with pytest.raises(SourceError, match=r"p\.txt has 3 predictions .*r\.txt has 4 references"):
@@ -160,6 +195,11 @@ def test_unusable_files_are_named(tmp_path: Path) -> None:
         "bad.jsonl": (b'{"text": "a"}\n{"text": \n', "line 2 is not JSON"),
         "other.jsonl": (b'{"words": "a"}\n', r"line 1 has none of the columns .* it has words"),
         "number.jsonl": (b'{"text": 3}\n', "line 1: expected a text, found 3"),
+        "long.jsonl": (b'{"text": [%s3]}\n' % (b"3, " * 9999), "line 1: expected a text, found .{80}$"),
+        "empty.jsonl": (b'{"text": "a"}\n\n"b"\n', "line 2 is empty: each line holds one example"),
+        "deep.jsonl": (b"[" * 100_000 + b"\n", "line 1 is not JSON"),
+        "array.json": (b'[{"text": "a"}]', "line 1: expected an object or a text"),
+        "table.csv": (b"text\na\n", "tables are not read"),
     }
     for name, (data, message) in cases.items():
         if data is not None:

@@ -28,6 +28,12 @@ FILES: dict[str, bytes | Callable[[Path], None]] = {
     "other-model/config.json": _write_config(model_type="qwen3"),
     "misspelt-model/config.json": _write_config(blok_size=4),
     "no-weights/config.json": _write_config(),
+    "scripts.txt": "The cat sat.\n你好，世界。\nОн ушёл домой.\nประเทศไทย\n".encode(),
+    "two.txt": b"one\ntwo\n",
+    "two.csv": b"text\none\n",
+    "null.jsonl": b'{"text": "one"}\n{"text": null}\n',
+    "blank.jsonl": b'{"text": "one"}\n\n{"text": "two"}\n',
+    "not-gzip.txt.gz": b"one\ntwo\n",
 }
 """Path below the examples' folder → content, or a function that writes it to the given path."""
 
