@@ -73,10 +73,16 @@ def corpus_location(config: CorpusConfig) -> dict[str, Any]:
     places = {"source": config.source, "summaries": config.summaries}
     refuse_secrets(places, "corpus")
     return {
-        key: storage.local_path(place) if storage.is_local(place) else place
+        key: storage.local_path(place) if storage.is_local(place) else _without_query(place)
         for key, place in places.items()
         if place != DOCSTRINGS and not place.startswith(HUB)
     }
+
+
+def _without_query(url: str) -> str:
+    """A record shows no queries, so one is told from another by its digest."""
+    shown = storage.redact(url)
+    return url if shown == url else f"{shown} sha256:{hashlib.sha256(url.encode()).hexdigest()[:16]}"
 
 
 def tokenizer_identity(config: TokenizerConfig) -> dict[str, Any]:

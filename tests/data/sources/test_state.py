@@ -11,6 +11,7 @@ import pytest
 from s3 import S3, _moto, s3  # noqa: F401
 
 from bitlm import storage
+from bitlm.artifacts.record import redacted
 from bitlm.config import CorpusConfig, TokenizerConfig, configure
 from bitlm.config.presets import PRESETS
 from bitlm.data.sources import docstrings
@@ -169,6 +170,16 @@ def test_a_url_with_a_credential_is_refused() -> None:
             steps(configure("tiny", [f"corpus.source={url}"]))
     with pytest.raises(ConfigError, match=r"tokenizer\.source = s3://bucket/t\.json: the URL carries a credential"):
         tokenizer_identity(TokenizerConfig(source="s3://key:secret@bucket/t.json"))
+
+
+def test_urls_with_queries_are_recorded_without_and_still_told_apart() -> None:
+    urls = ("http://host/x.jsonl", "http://host/x.jsonl?version=1", "http://host/x.jsonl?version=2")
+    locations = [corpus_location(CorpusConfig(source=url)) for url in urls]
+    assert locations[0] == {"source": urls[0]}
+    assert len({location["source"] for location in locations}) == 3
+    for location in locations:
+        assert redacted(location) == location
+        assert "version" not in location["source"]
 
 
 def test_the_identity_of_docstrings_is_the_configuration_and_the_packages() -> None:
