@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bitlm.artifacts.record import Record
+from bitlm.artifacts.roots import check_writable
 from bitlm.artifacts.store import Store
 from bitlm.config import PipelineConfig
 from bitlm.errors import ArtifactError, ConfigError
@@ -34,7 +35,8 @@ def selected_steps(config: PipelineConfig, root: str, selection: Selection) -> l
 
 
 def check(config: PipelineConfig, root: str, selection: Selection) -> list[Step]:
-    """``selected_steps``. Also raises ArtifactError if a step needs an artifact that neither exists nor is selected."""
+    """``selected_steps``. Also raises ArtifactError if a step needs an artifact that neither exists nor is selected,
+    and for a root that cannot be written to."""
     selected = selected_steps(config, root, selection)
     store = Store(root)
     selected_keys = {step.key for step in selected}
@@ -43,6 +45,7 @@ def check(config: PipelineConfig, root: str, selection: Selection) -> list[Step]
             made_now = isinstance(parent, Step) and parent.key in selected_keys
             if not made_now and find_artifact(parent, store) is None:
                 raise ArtifactError(missing_input(step, role))
+    check_writable(root)
     return selected
 
 

@@ -28,6 +28,7 @@ from bitlm.artifacts.record import (
     redacted,
     redacted_argv,
 )
+from bitlm.artifacts.roots import root_url
 from bitlm.artifacts.work import BusyError, Work
 from bitlm.errors import ArtifactError
 from bitlm.storage import Digest
@@ -40,10 +41,8 @@ class Store:
     """All artifacts below ``root``, a local folder or an fsspec URL. Holds nothing open; cheap to make."""
 
     def __init__(self, root: str) -> None:
-        """Raises ArtifactError for an empty root, which would be the current folder."""
-        if not root.removeprefix("file://").strip():
-            raise ArtifactError("the root is empty: name a folder or a URL")
-        self.root = storage.local_path(root) if storage.is_local(root) else root.rstrip("/")
+        """Raises as ``root_url`` for what cannot be a root."""
+        self.root = root_url(root)
 
     def url(self, artifact_id: str, *parts: str) -> str:
         """Where an artifact, or a file of it, is or would be. Raises ArtifactError for what would lie elsewhere."""

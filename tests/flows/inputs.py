@@ -22,6 +22,10 @@ def _write_config(**changes: object) -> Callable[[Path], None]:
 
 FILES: dict[str, bytes | Callable[[Path], None]] = {
     "text.jsonl": TEXT,
+    "array.json": b'[{"text": "A text of its own."}]',
+    "mixed/a.csv": b"",
+    "mixed/b.jsonl.bz2": b"",
+    "mixed/sub/c.jsonl.bz2": b"",
     "no-test/train.jsonl": SUMMARIES,
     "no-test/dev.jsonl": SUMMARIES,
     **{f"{folder}/{name}": b"{}" for folder in MODELS for name in ("tokenizer.json", "tokenizer_info.json")},
