@@ -1,5 +1,6 @@
 """The corpus stage: docstrings are walked by Ray tasks and written; files from outside are checked and referred to."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from bitlm.data.sources.docstrings import Docstring, normalized
 from bitlm.data.sources.files import SourceFile, describe_left_out
 from bitlm.data.sources.state import DOCSTRINGS, Source, resolve, summaries_source, text_source
 from bitlm.data.summaries import examples as summaries
-from bitlm.data.summaries.examples import SUMMARY_SPLITS, Contained
+from bitlm.data.summaries.examples import SUMMARY_COLUMNS, SUMMARY_SPLITS, Contained
 from bitlm.data.summaries.named_splits import refer
 from bitlm.errors import SourceError
 from bitlm.steps import Step
@@ -45,7 +46,7 @@ def build(step: Step, run: Run, work: Work) -> dict[str, Any]:
         kind="owned" if owned else "reference",
         files=tuple(files),
         text_column="text" if owned else config.text_column,
-        id_column="id" if all("id" in file.columns for file in files) else None,
+        id_column=corpus.ID_COLUMN,
         validation_fraction=config.validation_fraction,
         summaries=summary_files,
     )
@@ -95,11 +96,11 @@ def _write_text(walked: list[Docstring], test_documents: list[str], work: Work) 
 
 
 def _refer_text(step: Step, run: Run, metrics: dict[str, Any]) -> list[TextFile]:
-    """Raises SourceError naming the file for a damaged one, a missing column, and where there is no usable row."""
+    """Raises SourceError naming the file for a damaged one, and where there is no usable row."""
     config = run.config.corpus
     listed = _resolve(text_source(config), step.identity["source_state"], run, metrics)
     files = _describe(listed, (config.text_column,), run)
-    corpus.check_usable(files, config.text_column, config.source)
+    corpus.check_usable(files, config.text_column, storage.redact(config.source))
     return files
 
 
@@ -119,19 +120,35 @@ def _write_summaries(walked: list[Docstring], work: Work) -> tuple[Summaries, li
 
 def _refer_summaries(step: Step, run: Run) -> tuple[Summaries, list[str], dict[str, Any]]:
     """The same for files from outside. Raises SourceError naming the file, column or split that is missing."""
-    source, metrics = run.config.corpus.summaries, {}
+    source, metrics = storage.redact(run.config.corpus.summaries), {}
     listed = _resolve(summaries_source(run.config.corpus), step.identity["summaries_state"], run, metrics)
-    described = refer(_describe(listed, ("document", "summary"), run), source)
-    counts = dict.fromkeys(SUMMARY_SPLITS, 0)
+    described = refer(_describe(listed, SUMMARY_COLUMNS, run), source)
+    counts, rejected = dict.fromkeys(SUMMARY_SPLITS, 0), Counter()
     test_documents = []
     for split in SUMMARY_SPLITS:
-        for example in summaries.split_examples(described, split):
+        _check_columns(described, split, source)
+        for row in summaries.split_rows(described, split):
+            if isinstance(row, str):
+                rejected[row] += 1
+                continue
             counts[split] += 1
             if split == "test":
-                test_documents.append(example.document)
+                test_documents.append(row.document)
         if counts[split] == 0:
-            raise SourceError(f"{storage.redact(source)}: its {split} split has no row with a document and a summary")
-    return described, test_documents, metrics | {f"summaries_{split}": count for split, count in counts.items()}
+            raise SourceError(f"{source}: its {split} split has no row with a document and a summary")
+    metrics |= {f"summaries_{split}": count for split, count in counts.items()}
+    metrics["summaries_rejected"] = rejected.total()
+    metrics["summaries_rejected_by_reason"] = dict(sorted(rejected.items()))
+    return described, test_documents, metrics
+
+
+def _check_columns(described: Summaries, split: str, source: str) -> None:
+    """Raises SourceError if no row of a split has text in one of the columns; splits that share files are one."""
+    if described.hash_split and split != "train":
+        return
+    place = source if described.hash_split else f"{source}, split {split}"
+    for column in SUMMARY_COLUMNS:
+        corpus.check_usable(getattr(described, split), column, place, SUMMARY_COLUMNS)
 
 
 def _resolve(source: Source, state: dict[str, Any], run: Run, metrics: dict[str, Any]) -> list[SourceFile]:

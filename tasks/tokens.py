@@ -159,11 +159,15 @@ def _summary(records: list[UnitRecord], info: TokenizerInfo) -> dict[str, Any]:
 
 
 def _metrics(summary: dict[str, Any]) -> dict[str, Any]:
-    metrics: dict[str, Any] = {"documents_in": summary["documents_in"]}
+    metrics: dict[str, Any] = {
+        "documents_in": summary["documents_in"],
+        "rejected": sum(summary["rejected"].values()),
+        "rejected_by_reason": summary["rejected"],
+    }
     for split, totals in summary["splits"].items():
         metrics |= {f"{split}_{key}": value for key, value in totals.items() if key != "shards"}
         metrics[f"{split}_shards"] = len(totals["shards"])
-    return metrics | {"rejected": sum(summary["rejected"].values()), "rejected_by_reason": summary["rejected"]}
+    return metrics
 
 
 task = stage_task("tokens", build)

@@ -50,7 +50,7 @@ class CorpusConfig(StageConfig):
     summaries: str = Field(
         "docstrings",
         min_length=1,
-        description="docstrings, a path, glob or URL of parquet files, or hub:OWNER/NAME",
+        description="docstrings, a path, pattern or URL of parquet or jsonl files, or hub:OWNER/NAME",
     )
     summaries_revision: str | None = Field(None, min_length=1)
     max_documents: int | None = Field(None, ge=1, description="stop after so many documents (docstrings only)")

@@ -28,6 +28,8 @@ FILES: dict[str, bytes | Callable[[Path], None]] = {
     "mixed/sub/c.jsonl.bz2": b"",
     "no-test/train.jsonl": SUMMARIES,
     "no-test/dev.jsonl": SUMMARIES,
+    "misspelt.jsonl": b'{"Text": "A text of its own."}\n' * 2,
+    **{f"summaries/{split}.jsonl": SUMMARIES for split in ("train", "dev", "test")},
     **{f"{folder}/{name}": b"{}" for folder in MODELS for name in ("tokenizer.json", "tokenizer_info.json")},
     "other-model/config.json": _write_config(model_type="qwen3"),
     "misspelt-model/config.json": _write_config(blok_size=4),

@@ -1,3 +1,4 @@
+import gzip
 import io
 import json
 import shutil
@@ -130,8 +131,8 @@ def test_a_copy_at_another_place_makes_only_the_reference_anew(samples: Path, tm
 @pytest.mark.parametrize(
     ("table", "told"),
     [
-        ({"body": ["a"]}, r"t\.parquet has no column 'text'; the nearest is 'body'"),
-        ({"text": pa.array([None, ""], pa.string())}, r"no row of its 1 files has text"),
+        ({"body": ["a"]}, r"has text in column 'text' \(1 no_text\); the nearest column is 'body'"),
+        ({"text": pa.array([None, ""], pa.string())}, r"none of the 2 rows of its 1 file has text"),
     ],
 )
 def test_an_unusable_source_is_an_error_that_says_so(table: dict, told: str, samples: Path, tmp_path: Path) -> None:
@@ -142,12 +143,44 @@ def test_an_unusable_source_is_an_error_that_says_so(table: dict, told: str, sam
         )
 
 
-def test_a_missing_summary_column_names_file_and_column(samples: Path, tmp_path: Path) -> None:
-    pq.write_table(pa.table({"document": ["a"], "highlights": ["b"]}), tmp_path / "all.parquet")
-    with pytest.raises(SourceError, match=r"all\.parquet has no column 'summary'"):
-        run_stages(
-            tmp_path / "root",
-            f"corpus.source={samples}/fineweb/first_rows.parquet",
-            f"corpus.summaries={tmp_path}/all.parquet",
-            last="corpus",
-        )
+def test_a_missing_summary_column_names_split_and_column(samples: Path, tmp_path: Path) -> None:
+    def run(*names: str) -> None:
+        for path in tmp_path.glob("*.parquet"):
+            path.unlink()
+        for name in names:
+            column = "highlights" if name in ("all", "dev") else "summary"
+            pq.write_table(pa.table({"document": ["a"], column: ["b"]}), tmp_path / f"{name}.parquet")
+        source = f"corpus.source={samples}/fineweb/first_rows.parquet"
+        run_stages(tmp_path / "root", source, f"corpus.summaries={tmp_path}/*.parquet", last="corpus")
+
+    told = r"has text in column 'summary' \(1 no_text\); the nearest column is 'highlights'"
+    with pytest.raises(SourceError, match=rf"parquet: none of the 1 rows of its 1 file {told}"):
+        run("all")
+    with pytest.raises(SourceError, match=rf"parquet, split validation: none of the 1 rows of its 1 file {told}"):
+        run("train", "dev", "test")
+
+
+def test_lines_of_summaries_are_judged_one_by_one(samples: Path, tmp_path: Path) -> None:
+    good = [f'{{"document": "Number {i} of them.", "summary": "The {i}.", "id": {i}}}' for i in range(9)]
+    bad = ["", "{}", '{"document": " ", "summary": "a"}', '{"document": "a", "summary": 7}', "no json"]
+    for place, name in enumerate(("train.jsonl", "dev.jsonl.gz", "test.jsonl")):
+        data = "\n".join([*bad, *good[3 * place : 3 * place + 3 - place]]).encode()
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    source = f"corpus.source={samples}/fineweb/first_rows.parquet"
+    record = run_stages(tmp_path / "root", source, f"corpus.summaries={tmp_path}/*.jsonl*", last="corpus")["corpus"]
+    metrics = {key: value for key, value in record.metrics.items() if key.startswith("summaries")}
+    assert metrics == {
+        "summaries_train": 3,
+        "summaries_validation": 2,
+        "summaries_test": 1,
+        "summaries_rejected": 12,
+        "summaries_rejected_by_reason": {
+            "document empty_text": 3,
+            "document invalid_json": 3,
+            "document no_text": 3,
+            "summary not_text": 3,
+        },
+    }
+    store = Store(str(tmp_path / "root"))
+    ids = {split: [example.id for example in read_examples(store, record, split)] for split in SUMMARY_SPLITS}
+    assert ids == {"train": ["0", "1", "2"], "validation": ["3", "4"], "test": ["6"]}

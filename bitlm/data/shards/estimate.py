@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from bitlm.data.shards.encode import Kit, encode_batch
 from bitlm.data.shards.output import Clock, Output
-from bitlm.data.sources.corpus import TextFile, describe_file
+from bitlm.data.sources.corpus import TextFile, check_usable, describe_file
 from bitlm.data.sources.files import SourceFile, compression_of
 from bitlm.data.sources.rows import read_batches
 
@@ -57,7 +57,7 @@ def estimate(source: TextSource, kit: Kit, start_seconds: float, workers: int | 
     """The same sample for the same files; the times are measured here and now, on one core. ``workers``: by default as
     many as this machine has cores.
 
-    Raises SourceError where a sampled file is damaged or has no such column.
+    Raises SourceError where a sampled file is damaged, and where none of their rows is usable.
     """
     files = source.files
     some = [files[i] for i in _spaced(len(files), SAMPLE_FILES)]
@@ -65,6 +65,8 @@ def estimate(source: TextSource, kit: Kit, start_seconds: float, workers: int | 
     picked = [(file, groups) for file in chosen for groups in _picked(file)]
     _measure(picked[:1], source, kit)  # not counted: at first every word is new to the engine
     sample = _measure(picked, source, kit)
+    if not sample.tokens:
+        check_usable(chosen, source.text_column, f"the sample of {len(chosen)} of {len(files):,} files")
     source_bytes = sum(file.bytes for file in files)
     scale = source_bytes / sum(file.bytes for file in chosen)
     text_bytes = scale * sum(map(_size, chosen)) * sample.text_bytes / max(1, sample.size)

@@ -3,8 +3,10 @@
 import difflib
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -16,14 +18,18 @@ from bitlm.artifacts.store import Store
 from bitlm.config.stages import Frozen
 from bitlm.data.sources.docstrings import STANDARD, Docstring
 from bitlm.data.sources.files import OWNED, SourceFile, check_unchanged
-from bitlm.data.sources.jsonl import jsonl_objects
-from bitlm.data.sources.parquet import open_parquet
+from bitlm.data.sources.jsonl import jsonl_objects, shown
+from bitlm.data.sources.parquet import column_bytes, open_parquet
 from bitlm.data.sources.rows import derived_id, read_rows
 from bitlm.data.sources.splits import digest
+from bitlm.data.sources.textbatch import NO_TEXT, NOT_TEXT
 from bitlm.errors import SourceError
 
 PART_BYTES = 8 * 2**20  # of text, per file written here
 GROUP_BYTES = 2**20  # of text, per row group
+DESCRIBED_LINES = 100  # of a jsonl file: those whose keys count as its columns
+MOST_SHOWN = 20  # columns that an error lists
+ID_COLUMN = "id"
 SOURCE_FILE = "source.json"
 EXCLUDED_FILE = "excluded.parquet"
 EXCLUDED_SCHEMA = pa.schema([("text_sha256", pa.string())])
@@ -140,33 +146,46 @@ def verified_url(store: Store, record: Record, file: SourceFile) -> Iterator[str
 
 
 def describe_file(file: SourceFile, columns: tuple[str, ...]) -> TextFile:
-    """Check that a file can be read and has the columns, the first of which is the text.
+    """Check that a file can be read; the first of the columns is the text. Whether there is such a column, and whether
+    a row is usable, is asked when the rows are read.
 
-    Raises SourceError naming the file for a damaged one, and for a missing column or one that is not text.
+    Raises SourceError naming the file for a damaged one, and for one that has several columns of one of these names.
     """
     if file.format == "jsonl":
-        return TextFile(**file.model_dump(), columns=_jsonl_columns(file, columns))
+        return TextFile(**file.model_dump(), columns=_jsonl_columns(file))
     with open_parquet(file.url) as parquet:
         schema, metadata = parquet.schema_arrow, parquet.metadata
-    for column in columns:
-        _check_column(file.url, column, schema)
-    leaf = [metadata.schema.column(i).path for i in range(metadata.num_columns)].index(columns[0])
-    groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
+    for column in (*columns, ID_COLUMN):
+        if schema.names.count(column) > 1:
+            raise SourceError(f"{storage.redact(file.url)} has several columns {column!r}: rename all but one")
+    sizes = enumerate(column_bytes(metadata, columns[0], range(metadata.num_row_groups)))
     return TextFile(
         **file.model_dump(),
         rows=metadata.num_rows,
-        row_groups=tuple(RowGroup(rows=g.num_rows, bytes=g.column(leaf).total_uncompressed_size) for g in groups),
+        row_groups=tuple(RowGroup(rows=metadata.row_group(i).num_rows, bytes=size) for i, size in sizes),
         columns={field.name: str(field.type) for field in schema},
     )
 
 
-def check_usable(files: list[TextFile], text_column: str, source: str) -> None:
-    """Raises SourceError unless at least one row has text; reads no further than the first such row."""
-    for file in files:
-        for rows in read_rows(file.url, file.format, text_column, None):
+def check_usable(files: Sequence[TextFile], column: str, place: str, others: Sequence[str] = ()) -> None:
+    """Raises SourceError, with the counts and the nearest name of a column, unless at least one row of the files has
+    text in a column. ``place`` says whose files they are, ``others`` are columns that hold something else. Reads no
+    further than the first such row."""
+    counts: Counter[str] = Counter()
+    for file in sorted(files, key=lambda file: column not in file.columns):
+        if file.format == "parquet" and column not in file.columns:
+            counts[NO_TEXT] += file.rows
+            continue
+        for rows in read_rows(file.url, file.format, column, None):
             if any(row.reason is None for row in rows):
                 return
-    raise SourceError(f"{storage.redact(source)}: no row of its {len(files)} files has text in column {text_column!r}")
+            counts.update(row.reason for row in rows)
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.items() if count)
+    about_column = _types(files, column) if NOT_TEXT in counts else _nearest(files, column, others)
+    raise SourceError(
+        f"{place}: none of the {counts.total():,} rows of its {len(files):,} file{'s' * (len(files) > 1)} has text in "
+        f"column {column!r}" + (f" ({reasons})" if reasons else "") + about_column
+    )
 
 
 def _cut(docstrings: Sequence[Docstring], most_bytes: int) -> Iterator[list[Docstring]]:
@@ -196,30 +215,26 @@ def _text_row(docstring: Docstring) -> dict[str, Any]:
     }
 
 
-def _check_column(url: str, column: str, schema: pa.Schema) -> None:
-    if column not in schema.names:
-        raise SourceError(f"{storage.redact(url)} has no column {column!r}{_nearest(column, schema.names)}")
-    if not _is_text(schema.field(column).type):
-        raise SourceError(f"{storage.redact(url)}: column {column!r} holds {schema.field(column).type}, not text")
+def _jsonl_columns(file: SourceFile) -> dict[str, str]:
+    """Keys of the first lines, with the names of the Python types of their first values."""
+    columns: dict[str, str] = {}
+    for _, row in islice(jsonl_objects(file.url), DESCRIBED_LINES):
+        if isinstance(row, dict):
+            columns = {**{shown(key): type(value).__name__ for key, value in row.items()}, **columns}
+    return columns
 
 
-def _jsonl_columns(file: SourceFile, columns: tuple[str, ...]) -> dict[str, str]:
-    """Keys of the first line that holds an object, with the names of their Python types."""
-    for _, row in jsonl_objects(file.url):
-        if not isinstance(row, dict):
-            continue
-        for column in columns:
-            if column not in row:
-                raise SourceError(f"{storage.redact(file.url)} has no key {column!r}{_nearest(column, list(row))}")
-        return {key: type(value).__name__ for key, value in row.items()}
-    raise SourceError(f"{storage.redact(file.url)}: no line of it is a JSON object")
+def _types(files: Sequence[TextFile], column: str) -> str:
+    types = sorted({file.columns[column] for file in files if column in file.columns})
+    return f"; the column holds {', '.join(types)}" if types else ""
 
 
-def _nearest(column: str, columns: list[str]) -> str:
-    close = difflib.get_close_matches(column, columns, n=1, cutoff=0.0)
-    return f"; the nearest is {close[0]!r} (all: {', '.join(columns)})" if close else ""
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+def _nearest(files: Sequence[TextFile], column: str, others: Sequence[str]) -> str:
+    """The name that is nearest if no file has the column."""
+    names = list(dict.fromkeys(name for file in files for name in file.columns))
+    plain = {name.strip().lower(): name for name in reversed(names) if name not in others}
+    if column in names or not plain:
+        return ""
+    (nearest,) = difflib.get_close_matches(column.strip().lower(), plain, n=1, cutoff=0.0)
+    all_names = ", ".join(names[:MOST_SHOWN]) + (", …" if len(names) > MOST_SHOWN else "")
+    return f"; the nearest column is {plain[nearest]!r} (there are: {all_names})"

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import math
 import re
 import zlib
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from bitlm.data.sources.textbatch import (
     Fault,
     TextBatch,
     damaged,
+    is_blank,
 )
 from bitlm.errors import SourceError
 
@@ -69,7 +71,7 @@ def jsonl_batches(url: str, text_column: str, id_column: str | None) -> Iterator
         if isinstance(text, Fault):
             faults[len(rows)] = text
         rows.append(row)
-        ids.append(None if id is None else _shown(str(id)))
+        ids.append(_usable_id(id))
         texts.append(None if isinstance(text, Fault) else text)
         size += len(texts[-1] or b"")
         if len(rows) == BATCH_ROWS or size >= BATCH_BYTES:
@@ -104,15 +106,24 @@ def _usable(value: Any, text_column: str) -> bytes | Fault:
         return Fault(NO_TEXT, None)
     if not isinstance(text, str):
         return Fault(NOT_TEXT, json.dumps(text))
-    if not text:
-        return Fault(EMPTY_TEXT, "")
+    if is_blank(text):
+        return Fault(EMPTY_TEXT, text)
     try:
         return text.encode()
     except UnicodeError:
-        return Fault(INVALID_UNICODE, _shown(text))
+        return Fault(INVALID_UNICODE, shown(text))
 
 
-def _shown(text: str) -> str:
+def _usable_id(value: Any) -> str | None:
+    """The id of a row, None where there is none: a blank one says as little as NaN, a list or an object."""
+    if isinstance(value, str):
+        return None if is_blank(value) else shown(value)
+    if isinstance(value, float):
+        return None if math.isnan(value) else str(value)
+    return str(value) if isinstance(value, int) else None
+
+
+def shown(text: str) -> str:
     """Text with its lone surrogates written out."""
     return text.encode(errors="backslashreplace").decode()
 

@@ -3,6 +3,7 @@
 Text stays in Arrow's buffers; a Python object is made only for a row that is not usable.
 """
 
+import unicodedata
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,8 +15,10 @@ from bitlm.errors import SourceError
 
 BATCH_BYTES = 4 * 2**20  # of text in a batch, or one row that is longer
 STREAM_BYTES = 4 * 2**20  # asked for at a time when a file is streamed
+# Why a row is unusable: no such key or column, or null; empty or blank; not UTF-8; of another type; not a JSON object.
 NO_TEXT, EMPTY_TEXT, INVALID_UNICODE = "no_text", "empty_text", "invalid_unicode"
 NOT_TEXT, INVALID_JSON = "not_text", "invalid_json"
+_BLANK = frozenset({"Zs", "Zl", "Zp", "Cc", "Cf"})  # Unicode categories: spaces, controls, zero-width and other formats
 
 
 class Fault(NamedTuple):
@@ -45,6 +48,11 @@ class TextBatch:
     def strings(self) -> np.ndarray:
         """str objects [n], None where a row is unusable."""
         return self.texts.to_numpy(zero_copy_only=False)
+
+
+def is_blank(text: str) -> bool:
+    """Whether there is nothing to see in a text: only white space, control and zero-width characters, if any."""
+    return all(unicodedata.category(character) in _BLANK for character in text)
 
 
 def text_bounds(texts: pa.Array) -> np.ndarray:

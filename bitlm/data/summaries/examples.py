@@ -3,14 +3,15 @@
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from itertools import islice
-from typing import Any, NamedTuple
+from itertools import chain, islice
+from typing import NamedTuple
 
 import pyarrow as pa
 
 from bitlm.artifacts.record import Record
 from bitlm.artifacts.store import Store
 from bitlm.data.sources.corpus import (
+    ID_COLUMN,
     SUMMARY_SCHEMA,
     Summaries,
     TextFile,
@@ -20,9 +21,10 @@ from bitlm.data.sources.corpus import (
     write_owned,
 )
 from bitlm.data.sources.docstrings import english_score, normalized
-from bitlm.data.sources.parquet import open_parquet
+from bitlm.data.sources.rows import read_rows
 from bitlm.data.sources.splits import digest, fraction
 
+SUMMARY_COLUMNS = ("document", "summary")
 SUMMARY_SPLITS = ("train", "validation", "test")
 TEST_FRACTION, VALIDATION_FRACTION = 0.05, 0.03
 SUMMARY_WORDS = range(4, 31)
@@ -114,7 +116,7 @@ class Contained:
 
 def write(examples: list[Example], out: str, split: str) -> TextFile:
     table = pa.table([list(column) for column in zip(*examples, strict=True)], schema=SUMMARY_SCHEMA)
-    return write_owned(parquet_bytes(table), out, f"summaries/{split}.parquet", ("document", "summary"))
+    return write_owned(parquet_bytes(table), out, f"summaries/{split}.parquet", SUMMARY_COLUMNS)
 
 
 def read_examples(store: Store, record: Record, split: str, limit: int | None = None) -> Iterator[Example]:
@@ -133,21 +135,40 @@ def _source_url(file: TextFile) -> AbstractContextManager[str]:
 def split_examples(
     described: Summaries, split: str, url_of: Callable[[TextFile], AbstractContextManager[str]] = _source_url
 ) -> Iterator[Example]:
-    """Rows of a split that have a document and a summary, in order; a row without id gets one derived from its text."""
+    """The examples of a split, in order."""
+    return (row for row in split_rows(described, split, url_of) if isinstance(row, Example))
+
+
+def split_rows(
+    described: Summaries, split: str, url_of: Callable[[TextFile], AbstractContextManager[str]] = _source_url
+) -> Iterator[Example | str]:
+    """The rows of a split, in order: an example, or why the row is none. With ``hash_split`` the rows that are none
+    belong to train. A row without id gets one derived from its document.
+
+    Raises SourceError naming the file and the row for damage to the file itself.
+    """
     for file in getattr(described, split):
-        with url_of(file) as url, open_parquet(url) as parquet:
-            columns = [name for name in SUMMARY_SCHEMA.names if name in parquet.schema_arrow.names]
-            for batch in parquet.iter_batches(1024, columns=columns):
-                for example in map(_example, batch.to_pylist()):
-                    if example is not None and (not described.hash_split or document_split(example.document) == split):
-                        yield example
+        with url_of(file) as url:
+            for row in _rows(url, file.format):
+                if not described.hash_split or _hash_split(row) == split:
+                    yield row
 
 
-def _example(row: dict[str, Any]) -> Example | None:
-    document, summary, id = row["document"], row["summary"], row.get("id")
-    if not document or not summary:
-        return None
-    return Example(document, summary, str(id) if id else _derived_id(document))
+def _hash_split(row: Example | str) -> str:
+    return "train" if isinstance(row, str) else document_split(row.document)
+
+
+def _rows(url: str, kind: str) -> Iterator[Example | str]:
+    """Each column is judged as text to pretrain on is."""
+    documents = chain.from_iterable(read_rows(url, kind, "document", ID_COLUMN))
+    summaries = chain.from_iterable(read_rows(url, kind, "summary", None))
+    for document, summary in zip(documents, summaries, strict=True):
+        if document.reason is not None:
+            yield f"document {document.reason}"
+        elif summary.reason is not None:
+            yield f"summary {summary.reason}"
+        else:
+            yield Example(document.text, summary.text, document.id or _derived_id(document.text))
 
 
 def _derived_id(document: str) -> str:

@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from bitlm import storage
 from bitlm.data.sources.corpus import Summaries, TextFile
 from bitlm.data.summaries.examples import SUMMARY_SPLITS
 from bitlm.errors import SourceError
@@ -24,14 +23,13 @@ _EXPECTED = (
 MOST_SHOWN = 3  # files that an error lists
 
 
-def refer(files: Sequence[TextFile], source: str) -> Summaries:
-    """Files by split. If all of them are of the split train, or none names a split, the hash of each example's document
-    decides.
+def refer(files: Sequence[TextFile], place: str) -> Summaries:
+    """Files by split; ``place`` says in errors whose files they are. If all of them are of the split train, or none
+    names a split, the hash of each example's document decides.
 
     Raises SourceError if the name of a file means several splits, if only some files have a split, or if there is none
     for one of the splits.
     """
-    place = storage.redact(source)
     by_split: dict[str, list[TextFile]] = {split: [] for split in SUMMARY_SPLITS}
     other: list[TextFile] = []
     for file in files:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def made(tmp_path: Path) -> Make:
         excluded = pa.table([[digest(TEST_TEXT).hex()]], schema=EXCLUDED_SCHEMA)
         corpus = make(store, draft("corpus"), {EXCLUDED_FILE: parquet_bytes(excluded)})
         source = tmp_path / "source"
-        listed = find_files(str(source))
+        listed = find_files(str(source)).files
         columns = {"text_column": "text", "id_column": "id", "validation_fraction": 0.2, **given}
         job = Job(store.root, str(tmp_path / "out"), 2, corpus, tokenizer, **columns)
         return tokens.plan([describe_file(file, ("text",)) for file in listed], unit_bytes), job
@@ -196,6 +197,29 @@ def test_rows_without_any_text(made: Make, tmp_path: Path) -> None:
     assert result.record.shards == {}
     assert result.record.rejected == {"empty_text": 4, "no_text": 5}
     assert result.record.documents_in == 9
+
+
+def test_a_file_with_good_neighbours_may_hold_no_text(made: Make, tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    write(folder / "a.parquet", TEXTS[:3], ["x", None, ""])
+    pq.write_table(pa.table({"text": pa.nulls(5)}), folder / "b.parquet", row_group_size=2)
+    pq.write_table(pa.table({"text": [1, None]}), folder / "c.parquet")
+    pq.write_table(pa.table({"body": TEXTS[:4]}), folder / "d.parquet")
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), folder / "e.parquet")
+    (folder / "f.jsonl").write_text(
+        f'{{"id": 1}}\n\n{json.dumps({"text": TEXTS[3], "id": 0})}\n[]\n{{"text": "\u200b"}}'
+    )
+    (folder / "g.jsonl").write_bytes(b"")
+    units, job = made(unit_bytes=1)
+    records = [encode_unit(unit, job).record for unit in units]
+    rejected = Counter()
+    for record in records:
+        rejected.update(record.rejected)
+    assert rejected == {"no_text": 5 + 1 + 4 + 1, "not_text": 1, "invalid_json": 1, "empty_text": 1}
+    assert sum(record.documents_in for record in records) == 4 + rejected.total()
+    docs = [pq.read_table(path).to_pylist() for path in sorted(Path(job.out).glob("shards/*/*.docs.parquet"))]
+    derived = [f"sha256:{digest(text).hex()[:32]}" for text in TEXTS[1:3]]
+    assert {row["id"] for rows in docs for row in rows} == {"x", *derived, "0"}
 
 
 def test_fractions_are_those_of_one_digest_each() -> None:

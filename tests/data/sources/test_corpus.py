@@ -1,5 +1,4 @@
 import gzip
-import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -47,31 +46,87 @@ def test_inspection_counts_rows_and_text_bytes(samples: Path) -> None:
     assert text <= sum(group.bytes for group in found.row_groups) < 1.1 * text
 
 
-def test_missing_columns_and_wrong_types_name_the_file(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"txet": ["a"], "number": [1]}), tmp_path / "t.parquet")
-    with pytest.raises(SourceError, match=r"t\.parquet has no column 'text'; the nearest is 'txet'"):
-        describe_file(listed(tmp_path / "t.parquet"), ("text",))
-    with pytest.raises(SourceError, match=r"t\.parquet: column 'number' holds int64, not text"):
-        describe_file(listed(tmp_path / "t.parquet"), ("number",))
-    (tmp_path / "t.jsonl").write_text('not json\n{"body": "a"}\n')
-    with pytest.raises(SourceError, match=r"t\.jsonl has no key 'text'; the nearest is 'body'"):
-        describe_file(listed(tmp_path / "t.jsonl"), ("text",))
-    (tmp_path / "u.jsonl").write_text("[]\n")
-    with pytest.raises(SourceError, match=r"u\.jsonl: no line of it is a JSON object"):
-        describe_file(listed(tmp_path / "u.jsonl"), ("text",))
+def test_only_what_cannot_be_read_is_refused_as_a_file(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('[]\n{"body": "a"}\n{"text": 1, "\\ud800": 2}\n')
+    assert describe_file(listed(tmp_path / "t.jsonl"), ("text",)).columns == {
+        "body": "str",
+        "text": "int",
+        "\\ud800": "int",
+    }
+    pq.write_table(
+        pa.table({"text": pa.nulls(3), "other": [{"text": 1}] * 3}), tmp_path / "t.parquet", row_group_size=2
+    )
+    described = describe_file(listed(tmp_path / "t.parquet"), ("absent",))
+    assert described.columns == {"text": "null", "other": "struct<text: int64>"}
+    assert [(group.rows, group.bytes) for group in described.row_groups] == [(2, 0), (1, 0)]
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 but no more")
     with pytest.raises(SourceError, match=r"broken\.parquet is damaged"):
         describe_file(listed(tmp_path / "broken.parquet"), ("text",))
+    twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], ["text", "text"])
+    pq.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(SourceError, match=r"twice\.parquet has several columns 'text'"):
+        describe_file(listed(tmp_path / "twice.parquet"), ("text",))
 
 
-def test_a_source_without_usable_row_is_an_error(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"text": pa.array([None, ""], pa.string())}), tmp_path / "a.parquet")
-    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(json.dumps({"text": None}).encode()))
-    files = [describe_file(listed(tmp_path / name), ("text",)) for name in ("a.parquet", "b.jsonl.gz")]
-    with pytest.raises(SourceError, match=r"somewhere: no row of its 2 files has text in column 'text'"):
-        check_usable(files, "text", "somewhere")
-    (tmp_path / "c.jsonl").write_text('{"text": "there"}')
-    check_usable([*files, describe_file(listed(tmp_path / "c.jsonl"), ("text",))], "text", "somewhere")
+GOOD = '{"text": "there"}'
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        f'{{"id": 1}}\n{GOOD}',
+        f"\n\n{GOOD}",
+        f"not json\n[1]\n7\n{GOOD}",
+        f'{{"text": null}}\n{{"text": 3}}\n{GOOD}',
+        "{}\n" * 5000 + GOOD,
+    ],
+)
+def test_a_file_is_not_judged_by_its_first_rows(tmp_path: Path, lines: str) -> None:
+    (tmp_path / "t.jsonl").write_text(lines)
+    check_usable([describe_file(listed(tmp_path / "t.jsonl"), ("text",))], "text", "somewhere")
+
+
+def test_one_good_file_is_enough(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": pa.nulls(2)}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"body": ["a"]}), tmp_path / "b.parquet")
+    (tmp_path / "c.jsonl").write_text("")
+    (tmp_path / "d.jsonl").write_text(GOOD)
+    files = [describe_file(listed(path), ("text",)) for path in sorted(tmp_path.iterdir())]
+    check_usable(files, "text", "somewhere")
+    with pytest.raises(SourceError, match=r"^somewhere: none of the 3 rows of its 3 files has text in column 'text'"):
+        check_usable(files[:3], "text", "somewhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.parquet", {"txet": ["a"]}, r"\(1 no_text\); the nearest column is 'txet' \(there are: txet\)"),
+        (
+            "a.parquet",
+            {"context": ["a"], "TEXT ": ["a"]},
+            r"; the nearest column is 'TEXT ' \(there are: context, TEXT \)",
+        ),
+        ("a.parquet", {"text": [1, None]}, r"\(1 not_text, 1 no_text\); the column holds int64"),
+        ("a.parquet", {"text": [None, "", " "]}, r"\(1 no_text, 2 empty_text\)$"),
+        (
+            "a.parquet",
+            {"text": pa.array([], pa.string())},
+            "none of the 0 rows of its 1 file has text in column 'text'$",
+        ),
+        ("a.parquet", {"meta": [{"text": "a"}]}, r"the nearest column is 'meta'"),
+        ("a.jsonl", b'not json\n{"body": "a"}\n', r"\(1 invalid_json, 1 no_text\); the nearest column is 'body'"),
+        ("a.jsonl", b"[]\n", r"\(1 invalid_json\)$"),
+        ("a.jsonl", b"", r"none of the 0 rows of its 1 file has text in column 'text'$"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": ["a"]}'), r"\(1 not_text\); the column holds list"),
+    ],
+)
+def test_a_source_without_usable_row_is_an_error(tmp_path: Path, name: str, content: dict | bytes, told: str) -> None:
+    if isinstance(content, bytes):
+        (tmp_path / name).write_bytes(content)
+    else:
+        pq.write_table(pa.table(content), tmp_path / name)
+    with pytest.raises(SourceError, match=told):
+        check_usable([describe_file(listed(tmp_path / name), ("text",))], "text", "somewhere")
 
 
 def test_excluded_texts_are_kept_as_digests(tmp_path: Path) -> None:

@@ -40,6 +40,95 @@ def test_text_columns_of_any_kind(tmp_path: Path, kind: pa.DataType) -> None:
     ]
 
 
+OTHER = [
+    pa.nulls(2),
+    pa.array([1, None]),
+    pa.array([0.5, None]),
+    pa.array([True, None]),
+    pa.array([["a"], None]),
+    pa.array([{"text": "a", "more": 1}, None]),
+    pa.array([b"aa", None], pa.binary(2)),
+    pa.array([1, None], pa.timestamp("ns")),
+    pa.array([1, None], pa.decimal128(30, 2)),
+    pa.array([1, None]).dictionary_encode(),
+]
+
+
+@pytest.mark.parametrize("column", OTHER, ids=lambda column: str(column.type))
+def test_a_column_that_is_not_text_costs_its_rows_alone(tmp_path: Path, column: pa.Array) -> None:
+    pq.write_table(pa.table({"text": column, "id": ["x", "y"]}), tmp_path / "t.parquet")
+    first = "no_text" if column[0].as_py() is None else "not_text"
+    found = rows(tmp_path / "t.parquet", "id")
+    assert [(row.row, row.id, row.reason) for row in found] == [(0, "x", first), (1, "y", "no_text")]
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()], ids=str)
+def test_bytes_are_read_as_utf8(tmp_path: Path, kind: pa.DataType) -> None:
+    values = ["naïve".encode(), None, b"bad \xff", b" "]
+    pq.write_table(pa.table({"text": pa.array(values, kind), "id": pa.array(values, kind)}), tmp_path / "t.parquet")
+    found = [(row.text, row.id, row.reason) for row in rows(tmp_path / "t.parquet", "id")]
+    assert found == [
+        ("naïve", "naïve", None),
+        (None, None, "no_text"),
+        ("bad \\xff", "bad \\xff", "invalid_unicode"),
+        (" ", None, "empty_text"),
+    ]
+
+
+def test_a_file_without_the_column_costs_its_rows_alone(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"Text": ["a"] * 3, "id": [1, 2, 3], "meta": [{"text": "b"}] * 3}), path, row_group_size=2)
+    assert rows(path, "id") == [Row(i, str(i + 1), None, "no_text") for i in range(3)]
+    assert rows(path, None, range(1, 2)) == [Row(2, None, None, "no_text")]
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), path)
+    assert rows(path, "id") == []
+    pq.write_table(pa.table({}), path)
+    assert rows(path, "id") == []
+
+
+def test_rows_without_text_come_in_bounded_batches(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"other": pa.nulls(300_000, pa.int8())}), tmp_path / "t.parquet")
+    sizes = [len(batch.rows) for batch in read_batches(str(tmp_path / "t.parquet"), "parquet", "text", None)]
+    assert sum(sizes) == 300_000
+    assert max(sizes) < 70_000
+
+
+def test_a_column_of_a_dotted_name_is_no_nested_one(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"a.text": ["flat"], "a": [{"text": "nested"}]}), tmp_path / "t.parquet")
+    ((found,),) = read_rows(str(tmp_path / "t.parquet"), "parquet", "a.text", None)
+    assert found.text == "flat"
+    pq.write_table(pa.table({"a": [{"text": "nested"}]}), tmp_path / "t.parquet")
+    ((found,),) = read_rows(str(tmp_path / "t.parquet"), "parquet", "a.text", None)
+    assert found.reason == "no_text"
+
+
+BLANK = [
+    "",
+    " ",
+    "\n\t\r\n",
+    "\x00",
+    "\x1f\x7f\x85",
+    "\u00a0\u2003\u3000",
+    "\u200b\u200d\ufeff",
+    "\u00ad\u2060\u202e",
+    " " * 5000,
+]
+FILLED = [" a ", "\u200bb", "0", "\u3000漢字", "…", "\u0301", "\U0001f600", "\u00a0" * 5000 + "é"]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_a_text_of_white_space_and_zero_width_characters_is_empty(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"t.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.table({"text": BLANK + FILLED, "id": BLANK + FILLED}), path)
+    else:
+        path.write_text("".join(json.dumps({"text": text, "id": text}) + "\n" for text in BLANK + FILLED))
+    found = rows(path, "id")
+    assert [row.reason for row in found] == ["empty_text"] * len(BLANK) + [None] * len(FILLED)
+    assert [row.id for row in found] == [None] * len(BLANK) + FILLED
+    assert [row.text for row in found] == BLANK + FILLED
+
+
 def test_one_value_that_is_not_utf8_spoils_no_other(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": invalid_utf8()}), tmp_path / "t.parquet")
     found = rows(tmp_path / "t.parquet")
@@ -87,6 +176,43 @@ def test_jsonl_plain_and_gzipped(tmp_path: Path) -> None:
     assert rows(tmp_path / "t.jsonl.gz", "id") == EXPECTED
 
 
+ODD = [
+    (b'\xef\xbb\xbf{"text": "after a mark of byte order"}\r', None),
+    (b'{"text": "one", "text": "the last of equal keys counts"}', None),
+    (b'{"text": "a\\u0000b", "n": NaN}', None),
+    (b'{"text": "a\x00b"}', "invalid_json"),
+    (bytes(20), "invalid_json"),
+    (b"7", "invalid_json"),
+    (b'"text"', "invalid_json"),
+    (b"null", "invalid_json"),
+    (b"[" * 100_000, "invalid_json"),
+    (b'{"text": ["a"]}', "not_text"),
+    (b'{"text": NaN}', "not_text"),
+    (b'{"text": false}', "not_text"),
+    (b'{"Text": "a", " text": "a"}', "no_text"),
+    (b'{"text": "cut', "invalid_json"),
+    (b'{"n": ' + b"9" * 5000 + b', "text": "a"}', "invalid_json"),
+    (b'{"text": "' + b"x" * 5_000_000 + b'"}', None),
+]
+
+
+def test_lines_are_judged_one_by_one(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_bytes(b"\n".join(line for line, _ in ODD))
+    found = rows(tmp_path / "t.jsonl")
+    assert [(row.row, row.reason) for row in found] == [(i, reason) for i, (_, reason) in enumerate(ODD)]
+    assert [row.text for row in found[:3]] == ["after a mark of byte order", "the last of equal keys counts", "a\x00b"]
+    (tmp_path / "t.jsonl").write_bytes(b"")
+    assert rows(tmp_path / "t.jsonl") == []
+
+
+def test_ids_in_lines(tmp_path: Path) -> None:
+    ids = ["a", 0, -7, 1.5, float("nan"), True, None, "", " ", [1], {"a": 1}, "\ud800", "x" * 100_000]
+    lines = [json.dumps({"id": id, "text": "t"}) for id in ids]
+    (tmp_path / "t.jsonl").write_text("\n".join([*lines, '{"text": "t"}']))
+    want = ["a", "0", "-7", "1.5", None, "True", None, None, None, None, None, "\\ud800", "x" * 100_000, None]
+    assert [row.id for row in rows(tmp_path / "t.jsonl", "id")] == want
+
+
 def test_truncated_gzip_stops_with_file_and_row(tmp_path: Path) -> None:
     whole = gzip.compress("\n".join(json.dumps({"text": str(i) * 50}) for i in range(5000)).encode(), compresslevel=0)
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
@@ -97,6 +223,14 @@ def test_truncated_gzip_stops_with_file_and_row(tmp_path: Path) -> None:
 def test_truncated_parquet_stops_with_the_file(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["x" * 100] * 100}), tmp_path / "t.parquet")
     (tmp_path / "t.parquet").write_bytes((tmp_path / "t.parquet").read_bytes()[:-20])
+    with pytest.raises(SourceError, match=r"t\.parquet is damaged"):
+        rows(tmp_path / "t.parquet")
+
+
+def test_a_column_name_that_is_not_utf8_stops_with_the_file(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a"], "colname": [1]}), tmp_path / "t.parquet", store_schema=False)
+    data = (tmp_path / "t.parquet").read_bytes()
+    (tmp_path / "t.parquet").write_bytes(data.replace(b"colname", b"col\xff\xfeme"))
     with pytest.raises(SourceError, match=r"t\.parquet is damaged"):
         rows(tmp_path / "t.parquet")
 
@@ -157,7 +291,14 @@ print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 def test_ids_that_are_numbers_or_not_utf8(tmp_path: Path) -> None:
-    for ids, want in (([7, None, 9], ["7", None, "9"]), ([1.5, 2.0, None], ["1.5", "2.0", None])):
+    for ids, want in (
+        ([7, None, 0], ["7", None, "0"]),
+        ([1.5, 2.0, None], ["1.5", "2.0", None]),
+        ([1.0, float("nan"), 0.0], ["1.0", None, "0.0"]),
+        ([False, None, True], ["False", None, "True"]),
+        (["", " ", "0"], [None, None, "0"]),
+        ([[1], None, [2]], [None, None, None]),
+    ):
         pq.write_table(pa.table({"text": ["a", "b", "c"], "id": ids}), tmp_path / "t.parquet")
         assert [row.id for row in rows(tmp_path / "t.parquet", "id")] == want
     bad = pa.Array.from_buffers(pa.string(), 3, pa.array([b"x", b"\xff", None], pa.binary()).buffers())

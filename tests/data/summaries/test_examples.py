@@ -1,21 +1,27 @@
+import gzip
+import hashlib
+import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
 from bitlm.data.sources.corpus import Summaries, describe_file
-from bitlm.data.sources.files import SourceFile
+from bitlm.data.sources.files import SourceFile, format_of
 from bitlm.data.summaries.examples import (
+    SUMMARY_COLUMNS,
     SUMMARY_SPLITS,
     Contained,
     document_split,
     from_docstrings,
     split_examples,
+    split_rows,
     summarize,
 )
 from bitlm.data.summaries.named_splits import refer
-from bitlm.errors import SourceError
 
 BODY = (
     "The value is taken from the first of the sources that has one, in the order in which they were given to the\n"
@@ -110,5 +116,57 @@ def test_real_xsum_rows(samples: Path) -> None:
     parts = {split: {e.document for e in split_examples(hashed, split)} for split in SUMMARY_SPLITS}
     assert set.union(*parts.values()) == {e.document for e in split_examples(described, "train")}
     assert not parts["test"] & (parts["train"] | parts["validation"])
-    with pytest.raises(SourceError, match=r"train\.parquet has no column 'body'"):
-        describe_file(files[0], ("document", "body"))
+
+
+ROWS = [
+    {"document": "one", "summary": "a", "id": 0},
+    {"document": " \n", "summary": "a", "id": 1},
+    {"document": "two", "summary": "\u200b", "id": 2},
+    {"document": None, "summary": None, "id": 3},
+    {"document": "three", "summary": "c", "id": ""},
+    {"document": "", "summary": "d", "id": "x"},
+    {"document": "four", "summary": None, "id": "x"},
+    {"document": "five", "summary": "e", "id": None},
+]
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.jsonl.gz"])
+def test_rows_are_judged_as_text_to_pretrain_on_is(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if path.suffix == ".parquet":
+        rows = [row | {"id": None if row["id"] is None else str(row["id"])} for row in ROWS]
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=3)
+    else:
+        lines = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+        path.write_bytes(gzip.compress(lines) if path.suffix == ".gz" else lines)
+    listed = SourceFile(url=str(path), path=name, format=format_of(name), bytes=path.stat().st_size, etag="x")
+    file = describe_file(listed, SUMMARY_COLUMNS)
+    described = Summaries(train=(file,), validation=(file,), test=(file,), hash_split=False)
+    rows = list(split_rows(described, "train"))
+    assert [row if isinstance(row, str) else (row.document, row.summary) for row in rows] == [
+        ("one", "a"),
+        "document empty_text",
+        "summary empty_text",
+        "document no_text",
+        ("three", "c"),
+        "document empty_text",
+        "summary no_text",
+        ("five", "e"),
+    ]
+    examples = list(split_examples(described, "test"))
+    assert examples == [row for row in rows if not isinstance(row, str)]
+    derived = [hashlib.sha256(document.encode()).hexdigest()[:16] for document in ("three", "five")]
+    assert [example.id for example in examples] == ["0", *derived]
+    hashed = described.model_copy(update={"hash_split": True})
+    found = [row for split in SUMMARY_SPLITS for row in split_rows(hashed, split)]
+    assert sorted(map(str, found)) == sorted(map(str, rows))
+
+
+def test_columns_of_batches_of_different_sizes_are_read_side_by_side(tmp_path: Path) -> None:
+    rows = [{"document": f"{i} " * 3000, "summary": f"s{i}", "id": f"{i}"} for i in range(2000)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=700)
+    path = str(tmp_path / "a.parquet")
+    listed = SourceFile(url=path, path="a.parquet", format="parquet", bytes=1, etag="x")
+    file = describe_file(listed, SUMMARY_COLUMNS)
+    described = Summaries(train=(file,), validation=(), test=(), hash_split=False)
+    assert [example._asdict() for example in split_examples(described, "train")] == rows
