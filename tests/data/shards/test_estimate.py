@@ -15,6 +15,7 @@ from bitlm.data.shards.engine import TextEncoder
 from bitlm.data.shards.estimate import SAMPLE_FILES, TextSource, estimate
 from bitlm.data.shards.tokenizer import describe, train
 from bitlm.data.sources.files import SourceFile, format_of
+from bitlm.errors import SourceError
 from bitlm_flows import cli
 
 WORDS = ["item", "value", "return", "none", "where", "given", "before", "after", "list", "of", "names", "the"]
@@ -67,6 +68,18 @@ def test_jsonl_is_taken_by_its_size(tmp_path: Path, kit: Kit) -> None:
     found = estimate(TextSource(listed(tmp_path), "text", None), kit, 0.0, 1)
     assert found.documents == pytest.approx(1000, rel=0.5)
     assert found.text_bytes == pytest.approx(2 * sum(map(len, rows)), rel=0.5)
+
+
+def test_a_source_without_usable_row_is_an_error(tmp_path: Path, kit: Kit) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"")
+    source = TextSource(listed(tmp_path), "text", None)
+    with pytest.raises(SourceError, match="the sample of 1 of 1 files: none of the 0 rows"):
+        estimate(source, kit, 0.0, 1)
+    pq.write_table(pa.table({"txet": texts(5, 2)}), tmp_path / "b.parquet")
+    with pytest.raises(SourceError, match=r"none of the 5 rows of its 2 files .* the nearest column is 'txet'"):
+        estimate(TextSource(listed(tmp_path), "text", None), kit, 0.0, 1)
+    pq.write_table(pa.table({"text": texts(5, 2)}), tmp_path / "c.parquet")
+    assert estimate(TextSource(listed(tmp_path), "text", None), kit, 0.0, 1).tokens > 0
 
 
 def test_the_command_prints_it(tmp_path: Path, data: bytes, capsys: pytest.CaptureFixture[str]) -> None:
