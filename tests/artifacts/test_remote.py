@@ -45,6 +45,22 @@ def test_the_cache_is_checked_too(s3_root: str, cache: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["a.bin"]
 
 
+def test_empty_objects_that_stand_for_folders_belong_to_no_artifact(s3_root: str, cache: Path) -> None:
+    store = Store(s3_root)
+    fs, path = storage.filesystem(s3_root)
+    bucket, _, prefix = path.partition("/")
+    first = make(store, draft(), {"shards/a": b"a"})
+    inside = ("corpus/tiny@v1/", "corpus/tiny@v1_$folder$", "corpus/tiny@v1/shards/", "corpus/tiny@v1/shards_$folder$")
+    for marker in ("", "corpus/", "corpus", *inside):
+        fs.call_s3("put_object", Bucket=bucket, Key=f"{prefix}/{marker}")
+    second = make(store, draft(identity={"n": 2}), {"shards/a": b"a"})
+    assert [first.id, second.id] == ["corpus/tiny@v1", "corpus/tiny@v2"]
+    assert store.records() == [first, second]
+    for record in (first, second):
+        store.verify(record)
+        assert store.read_bytes(record, "shards/a") == b"a"
+
+
 def test_listing_costs_few_requests(s3: S3) -> None:
     store = Store(s3.root)
     for n in range(3):

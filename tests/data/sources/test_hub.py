@@ -10,6 +10,7 @@ from fake_hub import FakeHub, OnHub
 
 from bitlm import storage
 from bitlm.config import CorpusConfig
+from bitlm.data.sources.files import find_files
 from bitlm.data.sources.hub import dataset_files
 from bitlm.data.sources.rows import read_rows
 from bitlm.data.sources.state import corpus_identity
@@ -56,6 +57,28 @@ def places(files: list) -> list[tuple[str | None, str]]:
 @pytest.fixture(scope="module")
 def fineweb(hub: FakeHub) -> str:
     return hub.commit("dataset", "some/fineweb", FINEWEB)
+
+
+def test_files_of_a_repository_by_their_urls(fineweb: str, on_hub: OnHub) -> None:
+    base = f"hf://datasets/some/fineweb@{fineweb}"
+    for source, expected in {
+        f"{base}/sample/10BT/*.parquet": ["000_00000.parquet", "001_00000.parquet"],
+        f"{base}/sample/{{10BT,100BT}}/000*": ["100BT/000_00000.parquet", "10BT/000_00000.parquet"],
+        f"{base}/**/0*.parquet": sorted(path for path in FINEWEB if path.endswith("parquet")),
+        f"{base}/sample": ["100BT/000_00000.parquet", "10BT/000_00000.parquet", "10BT/001_00000.parquet"],
+        f"{base}/sample/10BT/000_00000.parquet": ["000_00000.parquet"],
+    }.items():
+        assert [file.path for file in on_hub(find_files, source).files] == expected
+    with pytest.raises(SourceError, match="there is no such file or folder"):
+        on_hub(find_files, f"{base}/absent/*.parquet")
+
+
+def test_compressed_json_is_read_and_json_that_describes_is_not(hub: FakeHub, on_hub: OnHub) -> None:
+    files = {"train.json.gz": b"text", "data/train-1.jsonl.zst": b"more", "dataset_infos.json": b"{}"}
+    hub.commit("dataset", "some/c4", files)
+    found = on_hub(dataset_files, repo("some/c4"), None, None)
+    assert "dataset_infos.json" not in [file.path for file in found]
+    assert {file.format for file in found} == {"jsonl"}
 
 
 @pytest.mark.parametrize(
