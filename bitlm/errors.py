@@ -15,3 +15,7 @@ class SourceError(BitLMError):
 
 class ArtifactError(BitLMError):
     """An artifact is missing, incomplete, damaged, or not what its reader expects."""
+
+
+class ServiceError(BitLMError):
+    """Ray, Prefect or a folder of this machine, which a run needs, cannot be used."""

@@ -5,6 +5,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 port="${BITLM_PREFECT_PORT:-4200}"
 export PREFECT_API_URL="http://127.0.0.1:$port/api" PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1
+# No request to this machine goes by a proxy.
+export no_proxy="${no_proxy:-${NO_PROXY:-}},127.0.0.1,localhost" NO_PROXY="${no_proxy:-${NO_PROXY:-}},127.0.0.1,localhost"
 
 prefect server start --host 127.0.0.1 --port "$port" &
 trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT

@@ -4,6 +4,8 @@
 # `ray stop` would end every Ray process of the machine; ending this script ends this head only.
 set -euo pipefail
 export RAY_USAGE_STATS_ENABLED=0 RAY_AUTH_MODE=token
+# A yaml.py or datasets.py in the folder where this is called hides none of what Ray's processes import.
+export PYTHONSAFEPATH=1
 # Clients need the same token: on this machine RAY_AUTH_MODE=token is enough, elsewhere RAY_AUTH_TOKEN_PATH names a copy of it.
 [ -n "${RAY_AUTH_TOKEN_PATH:-}${RAY_AUTH_TOKEN:-}" ] || ray get-auth-token --generate >/dev/null
 # Port 0 takes a free one. Ray's own choice is a fixed one, and a head that finds it taken (by a local run of

@@ -2,10 +2,17 @@
 
 Prefect and Ray read the variables below when they are first imported, so they are set here, before any module of this
 package imports them; a variable that is set already stays. They keep Prefect, Ray and the Hub from sending statistics,
-and their log lines from the terminal (the command line prints errors itself).
+and their log lines from the terminal (the command line prints errors itself). Requests to this machine go by no proxy.
 """
 
 import os
+import sys
+
+# A yaml.py or a folder bitlm where ``python -m`` is called would hide what is installed; where ``bitlm`` is, none does.
+if sys.argv[0] == "-m" and not sys.flags.safe_path:
+    del sys.path[0]
+
+import warnings
 from pathlib import Path
 
 import bitlm
@@ -29,3 +36,10 @@ for _name, _value in {
     "HF_HUB_VERBOSITY": "error",
 }.items():
     os.environ.setdefault(_name, _value)
+
+_unproxied = [host for host in (os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")).split(",") if host]
+_unproxied += [host for host in ("127.0.0.1", "localhost", "::1") if host not in _unproxied]
+os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(_unproxied)
+
+# Prefect says so of a home that it cannot make, though a client needs none.
+warnings.filterwarnings("ignore", "Failed to create the Prefect home directory")

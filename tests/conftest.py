@@ -4,8 +4,6 @@ import fcntl
 import multiprocessing
 import os
 import runpy
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -85,22 +83,10 @@ def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callable[[
     return folder
 
 
-@pytest.fixture(scope="session")
-def prefect_home(once: Callable) -> Path:
-    """A Prefect home to copy. The first start of a server in a new home takes seven seconds longer than the next."""
-
-    def make(home: Path) -> None:
-        start = "from bitlm_flows.server import prefect_api\nwith prefect_api(): pass"
-        new = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-        new |= {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-        subprocess.run([sys.executable, "-c", start], env=new, check=True)
-
-    return once("prefect-home", make)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Copies and notes of this machine go to a folder of the test run's own."""
+    """Copies and notes of this machine go to a folder of the test run's own, and so does the Prefect database that the
+    first private server makes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BITLM_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield

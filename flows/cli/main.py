@@ -9,6 +9,7 @@ from bitlm.errors import BitLMError, ConfigError
 from bitlm.text import one_line
 from bitlm_flows.cli import artifacts, generate, plan, run, score, tokens
 from bitlm_flows.cli.output import standard_output
+from bitlm_flows.environment import check_environment
 from bitlm_flows.lifetime import supervised
 
 COMMANDS = (run, plan, artifacts, tokens, score, generate)
@@ -35,6 +36,7 @@ def _call(argv: Sequence[str]) -> int:
                 "in the names of files"
             )
     args = _parser().parse_args(argv)
+    check_environment()
     return args.command(args)
 
 

@@ -17,6 +17,7 @@ from bitlm.storage import redact
 from bitlm.text import one_line
 from bitlm_flows.cli.options import add_selection, configuration, inputs, stages
 from bitlm_flows.cli.output import print_json
+from bitlm_flows.environment import check_prefect_settings
 from bitlm_flows.selection import Selection, check
 from bitlm_tasks.console import console as new_console
 
@@ -48,6 +49,7 @@ def _run_flow(
     """One flow: that of the single stage, or the pipeline's. Mistakes are found before a server starts."""
     upstream = args.upstream or not stages
     check(config, args.root, Selection(stages, inputs, upstream))
+    check_prefect_settings()
     # Prefect and Ray take seconds to load.
     from bitlm_flows.pipeline import pipeline
     from bitlm_flows.server import prefect_api

@@ -25,13 +25,16 @@ class Finished(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def finished(once: Callable, prefect_home: Path, prefect_url: str) -> Finished:
+def finished(once: Callable, prefect_url: str) -> Finished:
     """Never written to: tests that change artifacts take ``copy``."""
 
     def make(home: Path) -> None:
+<<<<<<< HEAD
         shutil.copytree(prefect_home, home / "prefect")
         for name in ("tasks.py", "flows.py"):  # files of a user in the folder of the run
             (home / name).write_text("raise ImportError('a file of the user')")
+=======
+>>>>>>> 3e6f4b7 (Each private Prefect server has a home of its own; proxies, homes and addresses that cannot be used are one line)
         root = home / "root"
         checkpoints = "root/.work/pretrain/*/scratch/checkpoints/*/checkpoint.json"
         interrupt = interrupted(home, "run", "--root", str(root), settings=SETTINGS, checkpoints=checkpoints)
@@ -49,13 +52,8 @@ def copy(finished: Finished, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def prefect_url(prefect_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The API of a Prefect server that all tests of this process share; flows in this process use it too."""
-    home = shutil.copytree(prefect_home, tmp_path_factory.mktemp("prefect") / "home")
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        temporary_settings({PREFECT_HOME: home}, restore_defaults={PREFECT_API_URL}),
-    ):
-        patch.setenv("PREFECT_HOME", str(home))  # for the server's process
-        with prefect_api() as url:
-            yield url
+    home = tmp_path_factory.mktemp("prefect")
+    with temporary_settings({PREFECT_HOME: home}, restore_defaults={PREFECT_API_URL}), prefect_api() as url:
+        yield url
