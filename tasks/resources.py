@@ -1,6 +1,5 @@
 """Whether Ray has room for what a stage starts: processes that find none wait for ever."""
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from ray._private.state import state
 from bitlm.config import EvaluateConfig, TrainExecution
 from bitlm.errors import ConfigError
 from bitlm.steps import Step, find_artifact
+from bitlm_tasks.session import cluster_address
 
 if TYPE_CHECKING:  # workers, which load this module, need no Prefect
     from bitlm_tasks.run import Run
@@ -80,7 +80,7 @@ def check_room(demand: Demand) -> None:
     asked = " and ".join(f"{amount} {name}" for name, amount in each.items())
     there = " and ".join(f"{sum(node.get(name, 0) for node in nodes):g} {name}" for name in each)
     place = "this machine"
-    if os.environ.get("RAY_ADDRESS"):
+    if cluster_address():
         place = f"the Ray cluster of {len(nodes)} node{_s(len(nodes))}"
     raise ConfigError(
         f"{demand.settings} asks for {demand.count} {demand.kind}{_s(demand.count)} with {asked} each, {place} has "
@@ -96,7 +96,7 @@ def _remedy(demand: Demand, nodes: list[Node]) -> str:
     short = [name for name in demand.each() if demand.room(nodes, name) < demand.count] or ["CPU"]
     lower = [f"num_{demand.kind}s"] * (demand.count > 1) + [f"cpus_per_{demand.kind}"] * ("CPU" in short)
     remedies = [f"lower {' or '.join(lower)}"] * bool(lower) + ["set use_gpu=false"] * ("GPU" in short)
-    return ", ".join(remedies + ["or add nodes"] * bool(os.environ.get("RAY_ADDRESS")))
+    return ", ".join(remedies + ["or add nodes"] * bool(cluster_address()))
 
 
 def _s(count: int) -> str:

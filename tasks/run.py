@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+import httpx
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.tasks import Task
 from rich.console import Console
 from rich.text import Text
@@ -209,4 +211,7 @@ def _record_in_prefect(outcome: Outcome) -> None:
 
 
 def _worth_retrying(_task: Task[Any, Any], _task_run: Any, state: Any) -> bool:
-    return not isinstance(state.result(raise_on_failure=False), BitLMError)
+    """Neither after a user's mistake or a fault of the machine, nor if Prefect itself does not answer: its client has
+    repeated its requests already."""
+    error = state.result(raise_on_failure=False)
+    return not isinstance(error, BitLMError | httpx.TransportError | PrefectHTTPStatusError)
