@@ -1,6 +1,7 @@
 """The folder in which one artifact is being made. It survives a kill: the next run makes only what is missing."""
 
 import fcntl
+import itertools
 import json
 import os
 import secrets
@@ -14,6 +15,8 @@ from bitlm.errors import ArtifactError
 from bitlm.storage import Digest
 from bitlm.storage.locks import is_same_file
 from bitlm.storage.requests import translate_errors
+
+ATTEMPTS = 100  # to lock a file that others remove
 
 _held: set[str] = set()  # tokens of this process's work on object stores
 
@@ -85,15 +88,18 @@ def _remove_empty(folder: str, levels: int) -> None:
 
 
 def _lock(folder: str, label: str) -> int:
-    """Descriptor of the locked file. Raises BusyError that names the process which holds the lock."""
+    """Descriptor of the locked file. Raises BusyError that names the process which holds the lock, and ArtifactError
+    where no file can be made."""
     path = os.path.join(folder, "lock")
-    while True:
+    for attempt in itertools.count():
         # Between any two steps another process may finish the work and remove the file, its folder and their parents.
         try:
             os.makedirs(folder, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except FileNotFoundError:
-            continue
+            if attempt < ATTEMPTS:
+                continue  # else nothing is removed, but nothing can be made: below a link that leads nowhere, say
+            raise ArtifactError(f"{folder}: no folder can be made there; choose another root") from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

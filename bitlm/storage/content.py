@@ -11,9 +11,11 @@ Tags are remembered by path, size and times in one file of the cache folder, so 
 import hashlib
 import json
 import os
+import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -91,15 +93,20 @@ def _parquet_footer(file: BinaryIO, size: int) -> bytes:
 
 
 def _load(memory: Path) -> dict[str, tuple[_State, str]]:
-    if not memory.exists():
+    """What is remembered; nothing if there is no such file, or it cannot be read or is damaged."""
+    try:
+        return {path: (_State(*state), tag) for path, (state, tag) in json.loads(memory.read_bytes()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
         return {}
-    return {path: (_State(*state), tag) for path, (state, tag) in json.loads(memory.read_bytes()).items()}
 
 
 def _save(memory: Path, tags: dict[str, tuple[_State, str]]) -> None:
-    """Of several writers at once the last one wins: what the others found is read again some time."""
+    """Of several writers at once the last one wins: what the others found is read again some time. So it is where the
+    folder cannot be written."""
     newest = dict(list(tags.items())[-MOST_REMEMBERED:])
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    partial = memory.with_name(f"{memory.name}.{os.getpid()}")
-    partial.write_text(json.dumps(newest))
-    partial.replace(memory)
+    with suppress(OSError):
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=memory.parent) as folder:
+            partial = Path(folder, memory.name)
+            partial.write_text(json.dumps(newest))
+            partial.replace(memory)

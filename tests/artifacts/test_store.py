@@ -200,6 +200,13 @@ def test_a_lock_on_a_file_that_was_removed_does_not_count(local: Store, monkeypa
     work.release()
 
 
+def test_a_root_where_no_folder_can_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "none")
+    of = draft()
+    with pytest.raises(ArtifactError, match="no folder can be made there; choose another root"):
+        Store(str(tmp_path / "link")).begin(of.stage, of.name, of.fingerprint)
+
+
 def test_a_relative_root_does_not_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     store = Store("root")

@@ -122,6 +122,22 @@ def test_a_file_that_was_just_written_is_not_remembered(files: list[str], read: 
     assert len(read) == 10
 
 
+@pytest.mark.parametrize("damage", [b"[", b"[]", b'{"a": 1}', b"\xff"])
+def test_a_damaged_memory_is_written_anew(
+    files: list[str], read: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes
+) -> None:
+    monkeypatch.setattr(content, "SETTLED_NS", 0)
+    (tmp_path / content.MEMORY_FILE).write_bytes(damage)
+    time.sleep(0.05)
+    assert content_tags(files, str(tmp_path)) == content_tags(files, str(tmp_path))
+    assert sorted(read) == files
+
+
+def test_without_a_folder_for_the_memory_files_are_read_each_time(files: list[str], read: list[str]) -> None:
+    assert content_tags(files, "/dev/null/x") == content_tags(files, "/dev/null/x")
+    assert len(read) == 10
+
+
 def test_the_memory_has_a_bound(
     files: list[str], read: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
