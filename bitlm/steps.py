@@ -51,7 +51,7 @@ STAGES: dict[str, Stage] = {
     for stage in (
         Stage(
             name="corpus",
-            format=2,
+            format=3,
             roles=(),
             purpose="Text to pretrain on, and the summarization set.",
             task="bitlm_tasks.corpus",

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import pyarrow as pa
 import ray
 
 from bitlm import storage
@@ -13,9 +14,10 @@ from bitlm.data.sources import corpus, docstrings
 from bitlm.data.sources.corpus import Corpus, Summaries, TextFile
 from bitlm.data.sources.docstrings import Docstring, normalized
 from bitlm.data.sources.files import SourceFile, describe_left_out
+from bitlm.data.sources.held_out import HeldOut, batched, held_out_table, write_held_out
 from bitlm.data.sources.state import DOCSTRINGS, Source, resolve, summaries_source, text_source
 from bitlm.data.summaries import examples as summaries
-from bitlm.data.summaries.examples import SUMMARY_COLUMNS, SUMMARY_SPLITS, Contained
+from bitlm.data.summaries.examples import SUMMARY_COLUMNS, SUMMARY_SPLITS
 from bitlm.data.summaries.named_splits import refer
 from bitlm.errors import SourceError
 from bitlm.steps import Step
@@ -35,13 +37,16 @@ def build(step: Step, run: Run, work: Work) -> dict[str, Any]:
         summary_files, test_documents, metrics = _write_summaries(walked, work)
     else:
         summary_files, test_documents, metrics = _refer_summaries(step, run)
+    write_held_out(test_documents, work.out)
     owned = config.source == DOCSTRINGS
     if owned:
-        files, left_out = _write_text(walked, test_documents, work)
-        metrics["left_out_for_test"] = len(left_out)
-        metrics["characters"] = sum(len(docstring.text) for docstring in walked) - sum(map(len, left_out))
+        held = HeldOut(test_documents).find([docstring.text.encode() for docstring in walked]).tolist()
+        kept = [docstring for docstring, left_out in zip(walked, held, strict=True) if not left_out]
+        files = corpus.write_text(kept, work.out)
+        metrics["left_out_for_test"] = len(walked) - len(kept)
+        metrics["characters"] = sum(len(docstring.text) for docstring in kept)
     else:
-        files, left_out = _refer_text(step, run, metrics), []
+        files = _refer_text(step, run, metrics)
     described = Corpus(
         kind="owned" if owned else "reference",
         files=tuple(files),
@@ -50,7 +55,6 @@ def build(step: Step, run: Run, work: Work) -> dict[str, Any]:
         validation_fraction=config.validation_fraction,
         summaries=summary_files,
     )
-    corpus.write_excluded([*test_documents, *left_out], work.out)
     storage.write_atomic(storage.join(work.out, corpus.SOURCE_FILE), described.to_json())
     rows = [file.rows for file in files]
     documents = {} if None in rows else {"documents": sum(rows)}
@@ -83,18 +87,6 @@ def _walk(config: CorpusConfig, run: Run) -> list[Docstring]:
     return list(kept.values())[: config.max_documents]
 
 
-def _write_text(walked: list[Docstring], test_documents: list[str], work: Work) -> tuple[list[TextFile], list[str]]:
-    """(files, left out): what holds a test document is not for pretraining."""
-    holds_test = Contained(test_documents)
-    kept, left_out = [], []
-    for docstring in walked:
-        if holds_test(docstring.text):
-            left_out.append(docstring.text)
-        else:
-            kept.append(docstring)
-    return corpus.write_text(kept, work.out), left_out
-
-
 def _refer_text(step: Step, run: Run, metrics: dict[str, Any]) -> list[TextFile]:
     """Raises SourceError naming the file for a damaged one, and where there is no usable row."""
     config = run.config.corpus
@@ -104,9 +96,13 @@ def _refer_text(step: Step, run: Run, metrics: dict[str, Any]) -> list[TextFile]
     return files
 
 
-def _write_summaries(walked: list[Docstring], work: Work) -> tuple[Summaries, list[str], dict[str, Any]]:
+def _write_summaries(walked: list[Docstring], work: Work) -> tuple[Summaries, pa.Table, dict[str, Any]]:
     """(description, test documents, metrics) of the set made from docstrings."""
     examples = summaries.from_docstrings(docstring.text for docstring in walked)
+    test_documents = held_out_table(example.document for example in examples["test"])
+    found = sum(map(len, examples.values()))
+    for split in ("train", "validation"):
+        examples[split] = list(summaries.trainable(examples[split], HeldOut(test_documents)))
     for split in SUMMARY_SPLITS:
         if not examples[split]:
             raise SourceError(
@@ -115,28 +111,31 @@ def _write_summaries(walked: list[Docstring], work: Work) -> tuple[Summaries, li
             )
     files = {split: (summaries.write(examples[split], work.out, split),) for split in SUMMARY_SPLITS}
     metrics = {f"summaries_{split}": len(examples[split]) for split in SUMMARY_SPLITS}
-    return Summaries(**files, hash_split=False), [example.document for example in examples["test"]], metrics
+    metrics["summaries_left_out_for_test"] = found - sum(metrics.values())
+    return Summaries(**files, hash_split=False), test_documents, metrics
 
 
-def _refer_summaries(step: Step, run: Run) -> tuple[Summaries, list[str], dict[str, Any]]:
+def _refer_summaries(step: Step, run: Run) -> tuple[Summaries, pa.Table, dict[str, Any]]:
     """The same for files from outside. Raises SourceError naming the file, column or split that is missing."""
     source, metrics = storage.redact(run.config.corpus.summaries), {}
     listed = _resolve(summaries_source(run.config.corpus), step.identity["summaries_state"], run, metrics)
     described = refer(_describe(listed, SUMMARY_COLUMNS, run), source)
-    counts, rejected = dict.fromkeys(SUMMARY_SPLITS, 0), Counter()
-    test_documents = []
     for split in SUMMARY_SPLITS:
         _check_columns(described, split, source)
-        for row in summaries.split_rows(described, split):
-            if isinstance(row, str):
-                rejected[row] += 1
-                continue
-            counts[split] += 1
-            if split == "test":
-                test_documents.append(row.document)
-        if counts[split] == 0:
+    test_documents = held_out_table(example.document for example in summaries.split_examples(described, "test"))
+    held_out, rejected = HeldOut(test_documents), Counter()
+    metrics["summaries_left_out_for_test"] = 0
+    for split in SUMMARY_SPLITS:
+        found = kept = 0
+        for rows in batched(summaries.split_rows(described, split)):
+            rejected.update(row for row in rows if isinstance(row, str))
+            examples = [row for row in rows if not isinstance(row, str)]
+            found += len(examples)
+            kept += len(examples if split == "test" else list(summaries.trainable(examples, held_out)))
+        if not found:
             raise SourceError(f"{source}: its {split} split has no row with a document and a summary")
-    metrics |= {f"summaries_{split}": count for split, count in counts.items()}
+        metrics[f"summaries_{split}"] = kept
+        metrics["summaries_left_out_for_test"] += found - kept
     metrics["summaries_rejected"] = rejected.total()
     metrics["summaries_rejected_by_reason"] = dict(sorted(rejected.items()))
     return described, test_documents, metrics

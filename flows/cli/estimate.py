@@ -15,6 +15,7 @@ from bitlm.data.shards.engine import TextEncoder
 from bitlm.data.shards.estimate import Estimate, TextSource, estimate
 from bitlm.data.shards.tokenizer import INFO_FILE, TOKENIZER_FILE, TokenizerInfo
 from bitlm.data.sources.corpus import load_corpus
+from bitlm.data.sources.held_out import HeldOut, held_out_table, load_held_out
 from bitlm.data.sources.state import DOCSTRINGS, read_tokenizer, resolve, text_source
 from bitlm.steps import Step, find_artifact
 from bitlm_tasks.console import console as new_console
@@ -31,7 +32,7 @@ def estimate_tokens(steps: Sequence[Step], config: PipelineConfig, root: str) ->
     if tokenizer_record is None and config.tokenizer.source == "train":
         return "the tokenizer has not been trained: `bitlm run tokenizer --upstream`, then plan again"
     started = time.process_time()
-    kit = _kit(tokenizer_record, config, store)
+    kit = _kit(corpus, tokenizer_record, config, store)
     load_seconds = time.process_time() - started
     source = _source(corpus, step, config, store)
     return estimate(source, kit, load_seconds, config.tokens.execution.num_workers)
@@ -68,14 +69,16 @@ def add_estimate(planned: list[dict[str, Any]], result: Estimate | str) -> list[
     return [step | {"estimate": entry} if step["step"].startswith("tokens/") else step for step in planned]
 
 
-def _kit(record: Record | None, config: PipelineConfig, store: Store) -> Kit:
+def _kit(corpus: Record | None, record: Record | None, config: PipelineConfig, store: Store) -> Kit:
+    """Without a corpus there are no test documents to look for."""
     if record is None:
         data = read_tokenizer(config.tokenizer)
         info = tokenizer.describe(data, config.tokenizer)
     else:
         data = store.read_bytes(record, TOKENIZER_FILE)
         info = TokenizerInfo.model_validate_json(store.read_bytes(record, INFO_FILE))
-    return Kit(TextEncoder(data, config.tokens.execution.engine), info, frozenset(), config.corpus.validation_fraction)
+    held_out = HeldOut(held_out_table([])) if corpus is None else load_held_out(store, corpus)
+    return Kit(TextEncoder(data, config.tokens.execution.engine), info, held_out, config.corpus.validation_fraction)
 
 
 def _source(corpus: Record | None, step: Step, config: PipelineConfig, store: Store) -> TextSource:

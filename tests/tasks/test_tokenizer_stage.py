@@ -19,10 +19,10 @@ TEXTS = ["Return the value of the item.", "a" * 100_000, "é" * 10, "the last te
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, Record]]:
-    """Corpus and tokenizer artifacts of the texts, two of which are not for training."""
+    """Corpus and tokenizer artifacts of the texts, with others that are not for training."""
     folder = tmp_path_factory.mktemp("source")
     excluded = "the text of the test split"
-    rows = [*TEXTS[:2], excluded, None, *TEXTS[2:]]
+    rows = [*TEXTS[:2], excluded, None, excluded.upper().replace(" ", "\n"), *TEXTS[2:]]
     (folder / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in rows))
     for split in ("train", "validation", "test"):
         pq.write_table(pa.table({"document": [excluded], "summary": ["s"]}), folder / f"{split}.parquet")
@@ -37,6 +37,8 @@ def test_the_stage_learns_from_the_train_split(made: tuple[Store, dict[str, Reco
     assert store.read_bytes(records["tokenizer"], "tokenizer.json") == expected
     metrics = records["tokenizer"].metrics
     assert (metrics["trained_documents"], metrics["trained_characters"]) == (4, sum(map(len, TEXTS)))
+    assert metrics["left_out_for_test"] == 2
+    assert records["corpus"].metrics["summaries_left_out_for_test"] == 2
 
 
 def test_only_the_first_bytes_are_learned_from(

@@ -9,7 +9,6 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from bitlm import storage
 from bitlm.artifacts.store import Store
@@ -17,8 +16,9 @@ from bitlm.data.shards.engine import Engine, TextEncoder
 from bitlm.data.shards.output import Clock, Documents, Output
 from bitlm.data.shards.tokenizer import INFO_FILE, TOKENIZER_FILE, TokenizerInfo
 from bitlm.data.shards.units import TOKEN_SPLITS, Job, Unit, UnitRecord, complete, record_path
-from bitlm.data.sources.corpus import EXCLUDED_FILE, verified_url
+from bitlm.data.sources.corpus import verified_url
 from bitlm.data.sources.files import check_unchanged
+from bitlm.data.sources.held_out import HeldOut, load_held_out
 from bitlm.data.sources.rows import derived_id, read_batches
 from bitlm.data.sources.splits import fractions
 from bitlm.data.sources.textbatch import TextBatch
@@ -43,7 +43,7 @@ class Kit:
 
     encoder: TextEncoder
     info: TokenizerInfo
-    excluded: frozenset[bytes]  # sha256 of texts that must not be trained on
+    held_out: HeldOut
     validation_fraction: float
 
 
@@ -101,9 +101,11 @@ def encode_batch(batch: TextBatch, file: str, kit: Kit, output: Output) -> None:
     with clock("text"):
         texts = batch.strings()[places]
     with clock("hash"):
-        digests = [hashlib.sha256(text.encode()).digest() for text in texts.tolist()]
+        contents = batch.contents(places)
+        digests = [hashlib.sha256(content).digest() for content in contents]
         keys = np.frombuffer(b"".join(digests), ">u8").reshape(-1, 4).astype(np.uint64)
-        tested = np.fromiter(map(kit.excluded.__contains__, digests), bool, len(digests))
+    with clock("held out"):
+        tested = kit.held_out.find(contents)
     output.documents_in += len(batch.rows)
     if batch.faults or tested.any():
         output.reject(batch, places[tested].tolist(), file)
@@ -145,13 +147,11 @@ def _kit(root: str, corpus: str, tokenizer: str, engine: Engine, validation_frac
     corpus_record, tokenizer_record = store.load(corpus), store.load(tokenizer)
     info = TokenizerInfo.model_validate_json(store.read_bytes(tokenizer_record, INFO_FILE))
     encoder = TextEncoder(store.read_bytes(tokenizer_record, TOKENIZER_FILE), engine)
-    with store.local_file(corpus_record, EXCLUDED_FILE) as path:
-        digests = pq.read_table(path)["text_sha256"].to_pylist()
-    return Kit(encoder, info, frozenset(map(bytes.fromhex, digests)), validation_fraction)
+    return Kit(encoder, info, load_held_out(store, corpus_record), validation_fraction)
 
 
 def load_kit(job: Job) -> Kit:
-    """The verified tokenizer and the excluded texts; kept for the next unit of the same job. Raises ArtifactError."""
+    """The verified tokenizer and the test documents; kept for the next unit of the same job. Raises ArtifactError."""
     return _kit(job.root, job.corpus.id, job.tokenizer.id, job.engine, job.validation_fraction)
 
 

@@ -3,13 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import pyarrow.parquet as pq
-
 from bitlm.artifacts.record import Record
 from bitlm.artifacts.store import Store
 from bitlm.config import TokenizerConfig
 from bitlm.data.shards import tokenizer
-from bitlm.data.sources.corpus import EXCLUDED_FILE, load_corpus, verified_url
+from bitlm.data.sources.corpus import load_corpus, verified_url
+from bitlm.data.sources.held_out import load_held_out
 from bitlm.data.sources.rows import read_rows
 from bitlm.data.sources.splits import digest, text_split
 from bitlm.errors import SourceError
@@ -19,12 +18,13 @@ TRAIN_BYTES = 64 * 2**20  # of text; the library needs up to 100 bytes of memory
 
 @dataclass
 class TrainingText:
-    """Texts of a corpus's train split, in order, and how many have been read."""
+    """Texts of a corpus's train split, in order, and how many have been read; ``left_out`` hold a test document."""
 
     store: Store
     corpus: Record
     documents: int = 0
     characters: int = 0
+    left_out: int = 0
 
     def __iter__(self) -> Iterator[str]:
         """The first ``TRAIN_BYTES``; the last text is cut. Raises SourceError where there is no usable text."""
@@ -44,14 +44,16 @@ class TrainingText:
 
     def _texts(self) -> Iterator[str]:
         described = load_corpus(self.store, self.corpus)
-        with self.store.local_file(self.corpus, EXCLUDED_FILE) as path:
-            excluded = set(pq.read_table(path)["text_sha256"].to_pylist())
+        held_out = load_held_out(self.store, self.corpus)
         for file in described.files:
             with verified_url(self.store, self.corpus, file) as url:
                 for rows in read_rows(url, file.format, described.text_column, None):
-                    for text in (row.text for row in rows if row.reason is None):
-                        key = digest(text)
-                        if text_split(key, described.validation_fraction) == "train" and key.hex() not in excluded:
+                    usable = [row.text for row in rows if row.reason is None]
+                    texts = [t for t in usable if text_split(digest(t), described.validation_fraction) == "train"]
+                    for text, held in zip(texts, held_out.find([text.encode() for text in texts]), strict=True):
+                        if held:
+                            self.left_out += 1
+                        else:
                             yield text
 
 
@@ -62,4 +64,5 @@ def train(root: str, corpus: Record, config: TokenizerConfig) -> tuple[bytes, di
     """
     text = TrainingText(Store(root), corpus)
     data = tokenizer.train(text, config)
-    return data, {"trained_documents": text.documents, "trained_characters": text.characters}
+    counts = {"trained_documents": text.documents, "trained_characters": text.characters}
+    return data, counts | {"left_out_for_test": text.left_out}

@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Literal
@@ -32,7 +32,6 @@ MOST_SHOWN = 20  # columns that an error lists
 ID_COLUMN = "id"
 SOURCE_FILE = "source.json"
 EXCLUDED_FILE = "excluded.parquet"
-EXCLUDED_SCHEMA = pa.schema([("text_sha256", pa.string())])
 # FineWeb's columns; text made here has them all, files from outside need only the text.
 TEXT_SCHEMA = pa.schema(
     [
@@ -116,12 +115,6 @@ def write_owned(data: bytes, out: str, path: str, columns: tuple[str, ...]) -> T
     tag = f"{OWNED}{hashlib.sha256(data).hexdigest()}"
     described = describe_file(SourceFile(url=url, path=path, format="parquet", bytes=len(data), etag=tag), columns)
     return described.model_copy(update={"url": path})
-
-
-def write_excluded(texts: Iterable[str], out: str) -> None:
-    """The sha256 of texts that must not be trained on."""
-    digests = sorted({digest(text).hex() for text in texts})
-    storage.write_atomic(storage.join(out, EXCLUDED_FILE), parquet_bytes(pa.table([digests], schema=EXCLUDED_SCHEMA)))
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

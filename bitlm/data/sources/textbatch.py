@@ -49,6 +49,15 @@ class TextBatch:
         """str objects [n], None where a row is unusable."""
         return self.texts.to_numpy(zero_copy_only=False)
 
+    def contents(self, places: np.ndarray) -> list[memoryview]:
+        """The UTF-8 of the texts at some places, where they lie in the buffer."""
+        data, bounds = self.texts.buffers()[2], self.bounds()
+        if data is None:  # of empty texts alone
+            return [memoryview(b"")] * len(places)
+        view = memoryview(data)
+        spans = zip(bounds[places].tolist(), bounds[places + 1].tolist(), strict=True)
+        return [view[start:stop] for start, stop in spans]
+
 
 def is_blank(text: str) -> bool:
     """Whether there is nothing to see in a text: only white space, control and zero-width characters, if any."""

@@ -21,6 +21,7 @@ from bitlm.data.sources.corpus import (
     write_owned,
 )
 from bitlm.data.sources.docstrings import english_score, normalized
+from bitlm.data.sources.held_out import HeldOut, batched, load_held_out
 from bitlm.data.sources.rows import read_rows
 from bitlm.data.sources.splits import digest, fraction
 
@@ -91,27 +92,12 @@ def document_split(document: str) -> str:
     return "validation" if share < TEST_FRACTION + VALIDATION_FRACTION else "train"
 
 
-class Contained:
-    """Finds texts that hold one of the documents, spacing aside. Documents too short to mean anything are left out.
-
-    Each document is filed under its longest inner word: a text that holds the document holds that word as a whole, so
-    only a few texts are searched.
-    """
-
-    def __init__(self, documents: Iterable[str]) -> None:
-        self._by_word: dict[str, list[str]] = {}
-        for document in documents:
-            words = document.split()
-            if len(words) >= DOCUMENT_WORDS.start:
-                self._by_word.setdefault(max(words[1:-1], key=len), []).append(" ".join(words))
-
-    def __call__(self, text: str) -> bool:
-        words = text.split()
-        candidates = self._by_word.keys() & set(words)
-        if not candidates:
-            return False
-        whole = " ".join(words)
-        return any(document in whole for word in candidates for document in self._by_word[word])
+def trainable(examples: Iterable[Example], held_out: HeldOut) -> Iterator[Example]:
+    """The examples of which neither the document nor the summary is or holds a test document."""
+    for batch in batched(examples):
+        held = held_out.find([example.document.encode() for example in batch])
+        held |= held_out.find([example.summary.encode() for example in batch])
+        yield from (example for example, left_out in zip(batch, held, strict=True) if not left_out)
 
 
 def write(examples: list[Example], out: str, split: str) -> TextFile:
@@ -120,12 +106,14 @@ def write(examples: list[Example], out: str, split: str) -> TextFile:
 
 
 def read_examples(store: Store, record: Record, split: str, limit: int | None = None) -> Iterator[Example]:
-    """Examples of a split of a corpus artifact in order, the first ``limit`` if given.
+    """Examples of a split of a corpus artifact in order, the first ``limit`` if given; those of train and validation
+    are ``trainable``.
 
     Raises ArtifactError or SourceError, naming the file, where it is missing, damaged or changed.
     """
     described = load_corpus(store, record).summaries
-    return islice(split_examples(described, split, lambda file: verified_url(store, record, file)), limit)
+    examples = split_examples(described, split, lambda file: verified_url(store, record, file))
+    return islice(examples if split == "test" else trainable(examples, load_held_out(store, record)), limit)
 
 
 def _source_url(file: TextFile) -> AbstractContextManager[str]:

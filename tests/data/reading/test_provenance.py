@@ -17,6 +17,7 @@ from bitlm.data.shards.tokenizer import INFO_FILE, TOKENIZER_FILE, describe, loa
 from bitlm.data.shards.units import TOKEN_SPLITS, TOKENS_FILE, Job, plan
 from bitlm.data.sources import corpus
 from bitlm.data.sources.files import SourceFile
+from bitlm.data.sources.held_out import held_out_table, write_held_out
 from bitlm.errors import ArtifactError, ConfigError
 from bitlm_flows.cli import main
 
@@ -49,7 +50,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Record]:
     tokenizer = make(store, draft("tokenizer"), {TOKENIZER_FILE: data, INFO_FILE: info})
     of = draft("corpus")
     work = begin(store, of, {"source.json": b"{}"})
-    corpus.write_excluded([], work.out)
+    write_held_out(held_out_table([]), work.out)
     inputs = {"corpus": store.commit(work, of), "tokenizer": tokenizer}
     of = draft("tokens", inputs=inputs)
     work = begin(store, of, {})

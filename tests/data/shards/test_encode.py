@@ -24,12 +24,13 @@ from bitlm.data.shards.format import Shard
 from bitlm.data.shards.tokenizer import INFO_FILE, TOKENIZER_FILE, TextTokenizer, TokenizerInfo, describe, train
 from bitlm.data.shards.units import Job, Unit
 from bitlm.data.sources import parquet, textbatch
-from bitlm.data.sources.corpus import EXCLUDED_FILE, EXCLUDED_SCHEMA, describe_file, parquet_bytes
+from bitlm.data.sources.corpus import EXCLUDED_FILE, describe_file, parquet_bytes
 from bitlm.data.sources.files import find_files
+from bitlm.data.sources.held_out import held_out_table
 from bitlm.data.sources.splits import digest, fractions, text_split
 from bitlm.errors import ArtifactError, SourceError
 
-TEST_TEXT = "a text that must not be trained on"
+TEST_TEXT = "A text that must not be trained on, \u201cwhatever\u201d its line breaks, and wherever it is."
 TEXTS = [f"The value of item {i} is {'much ' * (i % 7)}more — naïve <|endoftext|>" for i in range(400)]
 
 Make = Callable[..., tuple[list[Unit], Job]]
@@ -44,8 +45,7 @@ def made(tmp_path: Path) -> Make:
         data = train(TEXTS, config)
         files = {TOKENIZER_FILE: data, INFO_FILE: describe(data, config).model_dump_json().encode()}
         tokenizer = make(store, draft("tokenizer"), files)
-        excluded = pa.table([[digest(TEST_TEXT).hex()]], schema=EXCLUDED_SCHEMA)
-        corpus = make(store, draft("corpus"), {EXCLUDED_FILE: parquet_bytes(excluded)})
+        corpus = make(store, draft("corpus"), {EXCLUDED_FILE: parquet_bytes(held_out_table([TEST_TEXT]))})
         source = tmp_path / "source"
         listed = find_files(str(source)).files
         columns = {"text_column": "text", "id_column": "id", "validation_fraction": 0.2, **given}
@@ -100,6 +100,16 @@ def test_every_document_is_found_again_with_its_id_file_and_row(made: Make, tmp_
         ("invalid_json", 0, None),
         ("test_document", 11, TEST_TEXT),
     ]
+
+
+def test_texts_that_hold_a_test_document_are_rejected(made: Make, tmp_path: Path) -> None:
+    twin = TEST_TEXT.upper().replace(" ", "\n ").replace("\u201c", "'")
+    texts = [f"{TEXTS[0]} {TEST_TEXT}", TEXTS[1], f"{twin}{TEXTS[2]}", twin, TEST_TEXT[:-20], TEST_TEXT[20:]]
+    write(tmp_path / "source" / "a.parquet", [*texts[:3], None, *texts[3:]])
+    (unit,), job = made()
+    result = encode_unit(unit, job)
+    assert [text for text, *_ in documents(job, [result])] == [texts[1], *texts[4:]]
+    assert result.record.rejected == {"no_text": 1, "test_document": 3}
 
 
 def test_a_finished_unit_is_not_done_again_unless_its_files_or_its_job_differ(made: Make, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from bitlm.data.shards.engine import TextEncoder
 from bitlm.data.shards.estimate import SAMPLE_FILES, TextSource, estimate
 from bitlm.data.shards.tokenizer import describe, train
 from bitlm.data.sources.files import SourceFile, format_of
+from bitlm.data.sources.held_out import HeldOut, held_out_table
 from bitlm.errors import SourceError
 from bitlm_flows import cli
 
@@ -33,7 +34,7 @@ def data() -> bytes:
 
 @pytest.fixture(scope="module")
 def kit(data: bytes) -> Kit:
-    return Kit(TextEncoder(data), describe(data, TokenizerConfig()), frozenset(), 0.1)
+    return Kit(TextEncoder(data), describe(data, TokenizerConfig()), HeldOut(held_out_table([])), 0.1)
 
 
 def listed(folder: Path) -> list[SourceFile]:

@@ -6,10 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from bitlm.data.sources import corpus
-from bitlm.data.sources.corpus import TEXT_SCHEMA, check_usable, describe_file, write_excluded, write_text
+from bitlm.data.sources.corpus import TEXT_SCHEMA, check_usable, describe_file, write_text
 from bitlm.data.sources.docstrings import Docstring
 from bitlm.data.sources.files import SourceFile, format_of
-from bitlm.data.sources.splits import digest
 from bitlm.errors import SourceError
 
 
@@ -127,10 +126,3 @@ def test_a_source_without_usable_row_is_an_error(tmp_path: Path, name: str, cont
         pq.write_table(pa.table(content), tmp_path / name)
     with pytest.raises(SourceError, match=told):
         check_usable([describe_file(listed(tmp_path / name), ("text",))], "text", "somewhere")
-
-
-def test_excluded_texts_are_kept_as_digests(tmp_path: Path) -> None:
-    write_excluded(["b", "a", "b"], str(tmp_path))
-    assert pq.read_table(tmp_path / "excluded.parquet")["text_sha256"].to_pylist() == sorted(
-        digest(text).hex() for text in "ab"
-    )

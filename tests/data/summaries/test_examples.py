@@ -6,20 +6,22 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import event, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bitlm.data.sources.corpus import Summaries, describe_file
 from bitlm.data.sources.files import SourceFile, format_of
+from bitlm.data.sources.held_out import HeldOut, held_out_table
 from bitlm.data.summaries.examples import (
     SUMMARY_COLUMNS,
     SUMMARY_SPLITS,
-    Contained,
+    Example,
     document_split,
     from_docstrings,
     split_examples,
     split_rows,
     summarize,
+    trainable,
 )
 from bitlm.data.summaries.named_splits import refer
 
@@ -76,30 +78,20 @@ def test_equal_bodies_count_once_and_every_split_gets_its_share() -> None:
     assert len(set(ids)) == 2000
 
 
-WORDS = st.sampled_from(["a", "of", "value", "longest", "thing,"])
-DOCUMENTS = st.lists(st.lists(WORDS, min_size=18, max_size=23), min_size=1, max_size=4)
-
-
-@given(DOCUMENTS, st.lists(WORDS, max_size=3), st.integers(0, 3), st.integers(0, 25), st.sampled_from(["", "x", "x "]))
-def test_containment_equals_plain_search(
-    documents: list[list[str]], around: list[str], pick: int, changed: int, glue: str
-) -> None:
-    inside = list(documents[pick % len(documents)])
-    if changed < len(inside):
-        inside[changed] = "other"
-    text = " ".join(around) + glue + "\n  ".join(inside) + glue + " ".join(around)
-    whole = " ".join(text.split())
-    long_enough = [" ".join(document) for document in documents if len(document) >= 20]
-    found = Contained(" ".join(document) for document in documents)(text)
-    event(f"contained: {found}")
-    assert found == any(document in whole for document in long_enough)
-
-
-@pytest.mark.parametrize("edge", [0, -1])
-def test_containment_of_a_document_with_its_longest_word_at_an_edge(edge: int) -> None:
-    words = ["of", "the", "value"] * 8
-    words[edge] = "unmistakable"
-    assert Contained([" ".join(words)])(f"See ({' '.join(words)}).")
+def test_what_holds_a_test_document_is_not_trained_on() -> None:
+    held_out = HeldOut(held_out_table([BODY, "Short."]))
+    twin = BODY.upper().replace(" ", "\n")
+    rows = [
+        ("Other.", "It is."),
+        (twin, "It is."),
+        (f"See: {twin} So.", "It is."),
+        ("Other.", BODY),
+        ("short", "It is."),
+    ]
+    examples = [
+        Example(document, summary, str(n)) for n, (document, summary) in enumerate([*rows, (BODY[5:], "It is.")])
+    ]
+    assert [example.id for example in trainable(examples * 700, held_out)] == ["0", "5"] * 700
 
 
 def test_real_xsum_rows(samples: Path) -> None:
