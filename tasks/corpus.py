@@ -111,7 +111,7 @@ def _write_summaries(walked: list[Docstring], work: Work) -> tuple[Summaries, pa
             )
     files = {split: (summaries.write(examples[split], work.out, split),) for split in SUMMARY_SPLITS}
     metrics = {f"summaries_{split}": len(examples[split]) for split in SUMMARY_SPLITS}
-    metrics["summaries_left_out_for_test"] = found - sum(metrics.values())
+    metrics["examples_left_out_for_test"] = found - sum(metrics.values())
     return Summaries(**files, hash_split=False), test_documents, metrics
 
 
@@ -124,7 +124,7 @@ def _refer_summaries(step: Step, run: Run) -> tuple[Summaries, pa.Table, dict[st
         _check_columns(described, split, source)
     test_documents = held_out_table(example.document for example in summaries.split_examples(described, "test"))
     held_out, rejected = HeldOut(test_documents), Counter()
-    metrics["summaries_left_out_for_test"] = 0
+    metrics["examples_left_out_for_test"] = 0
     for split in SUMMARY_SPLITS:
         found = kept = 0
         for rows in batched(summaries.split_rows(described, split)):
@@ -135,7 +135,7 @@ def _refer_summaries(step: Step, run: Run) -> tuple[Summaries, pa.Table, dict[st
         if not found:
             raise SourceError(f"{source}: its {split} split has no row with a document and a summary")
         metrics[f"summaries_{split}"] = kept
-        metrics["summaries_left_out_for_test"] += found - kept
+        metrics["examples_left_out_for_test"] += found - kept
     metrics["summaries_rejected"] = rejected.total()
     metrics["summaries_rejected_by_reason"] = dict(sorted(rejected.items()))
     return described, test_documents, metrics

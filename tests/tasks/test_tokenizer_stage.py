@@ -38,7 +38,7 @@ def test_the_stage_learns_from_the_train_split(made: tuple[Store, dict[str, Reco
     metrics = records["tokenizer"].metrics
     assert (metrics["trained_documents"], metrics["trained_characters"]) == (4, sum(map(len, TEXTS)))
     assert metrics["left_out_for_test"] == 2
-    assert records["corpus"].metrics["summaries_left_out_for_test"] == 2
+    assert records["corpus"].metrics["examples_left_out_for_test"] == 2
 
 
 def test_only_the_first_bytes_are_learned_from(
