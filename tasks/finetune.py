@@ -32,7 +32,7 @@ def _check_enough(store: Store, corpus: Record, config: FinetuneConfig) -> None:
     ):
         count = sum(1 for _ in read_examples(store, corpus, split, limit=least))
         if count < least:
-            left_out = corpus.metrics["examples_left_out_for_test"]
+            left_out = corpus.metrics.get("examples_left_out_for_test")
             told = f" ({left_out} of train and validation hold a test document)" if left_out else ""
             raise ConfigError(f"{corpus.id} holds {count} {split} summaries{told}, too few for {why}: use more text")
 
