@@ -58,7 +58,9 @@ class CorpusConfig(StageConfig):
 
 class TokenizerConfig(StageConfig):
     source: str = Field(
-        "train", min_length=1, description="train, a path or URL of a tokenizer.json, or hub:OWNER/NAME"
+        "train",
+        min_length=1,
+        description="train, a path or URL of a tokenizer.json or its folder, or hub:OWNER/NAME",
     )
     revision: str | None = Field(None, min_length=1)
     vocab_size: int = Field(4096, ge=257, description="size of the vocabulary to train; ignored for a ready tokenizer")

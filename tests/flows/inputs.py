@@ -20,12 +20,27 @@ def _write_config(**changes: object) -> Callable[[Path], None]:
     return write
 
 
+def _words(path: Path) -> None:
+    from tokenizers import Tokenizer, models
+
+    Tokenizer(models.WordLevel({"<|endoftext|>": 0, "a": 1}, unk_token="<unk>")).save(str(path))
+
+
+def _bytes(path: Path) -> None:
+    from bitlm.config import TokenizerConfig
+    from bitlm.data.shards.tokenizer import train
+
+    path.write_bytes(train(["A text of its own."], TokenizerConfig(vocab_size=300)))
+
+
 FILES: dict[str, bytes | Callable[[Path], None]] = {
     "text.jsonl": TEXT,
     "array.json": b'[{"text": "A text of its own."}]',
     "mixed/a.csv": b"",
     "mixed/b.jsonl.bz2": b"",
     "mixed/sub/c.jsonl.bz2": b"",
+    "words.json": _words,
+    "bytes/tokenizer.json": _bytes,
     "no-test/train.jsonl": SUMMARIES,
     "no-test/dev.jsonl": SUMMARIES,
     "misspelt.jsonl": b'{"Text": "A text of its own."}\n' * 2,

@@ -7,6 +7,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -49,7 +50,7 @@ def start() -> Iterator[Callable[..., Started]]:
         options = dict.fromkeys(["stdin", "stdout", "stderr"], subprocess.PIPE) | {"text": True} | options
         process = subprocess.Popen([sys.executable, "-c", source], start_new_session=True, **options)
         everything.append(process)
-        inner = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
+        inner = _processes(process.stdout.readline())
         everything.extend(inner)
         if process.stdin is not None:
             process.stdin.write("\n")
@@ -58,10 +59,17 @@ def start() -> Iterator[Callable[..., Started]]:
 
     yield run
     for process in everything:
-        try:
+        with suppress(psutil.NoSuchProcess):
             process.kill()
-        except psutil.NoSuchProcess:
-            continue
+
+
+def _processes(pids: str) -> list[psutil.Process]:
+    """Those that have not ended."""
+    found = []
+    for pid in map(int, pids.split()):
+        with suppress(psutil.NoSuchProcess):
+            found.append(psutil.Process(pid))
+    return found
 
 
 def gone(processes: list[psutil.Process]) -> bool:

@@ -22,6 +22,7 @@ SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 WORD_BYTES = 1024  # of a word when merges are learned: the time for a word grows with the square of its length
+START_CHARACTERS, START_MARGIN = 8, 256  # of a text's beginning: characters for a token, and tokens beyond those asked
 PIECE_CHARACTERS = 2**20  # of a text that the library gets at a time: it needs up to 300 bytes for a character
 
 
@@ -52,6 +53,17 @@ class TextTokenizer:
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]
+
+    def encode_start(self, text: str, count: int) -> list[int]:
+        """The first ``count`` ids of a text; of a long one, only a beginning that gives many more is encoded, so that
+        its end has no part in them."""
+        wanted = count + max(count, START_MARGIN)
+        length = START_CHARACTERS * wanted
+        ids = self.encode(text[:length])
+        while length < len(text) and len(ids) < wanted:
+            length *= 4
+            ids = self.encode(text[:length])
+        return ids[:count]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Ids of each text, without any added token. The caller sets TOKENIZERS_PARALLELISM."""
@@ -109,15 +121,36 @@ def _pieces(texts: Iterable[str]) -> Iterator[str]:
             yield text[start : start + PIECE_CHARACTERS]
 
 
+def _check_any_text(data: bytes, source: str) -> None:
+    """Some tokenizers fail at characters that are not in their vocabulary, or leave them out."""
+    tokenizer = Tokenizer.from_str(without_added_tokens(data))
+    for character in ("a", "é", "漢", "😀"):
+        try:
+            ids = tokenizer.encode(character, add_special_tokens=False).ids
+        except Exception as error:  # the library raises plain Exception
+            raise SourceError(
+                f"{source} cannot encode {character!a} ({error}): take a tokenizer with a token for what it does not "
+                "know, or a byte-level one"
+            ) from error
+        if not ids:
+            raise SourceError(f"{source} gives no token for {character!a}: take a byte-level tokenizer")
+
+
 def describe(data: bytes, config: TokenizerConfig) -> TokenizerInfo:
-    """Check a tokenizer against its configuration. Raises ConfigError naming the key that does not fit it."""
-    tokenizer = parse(data, storage.redact(config.source))
-    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    size = max(vocabulary.values()) + 1
+    """Check a tokenizer against its configuration.
+
+    Raises SourceError where it is none or has no ids for some text, ConfigError naming the key that does not fit it.
+    """
+    source = storage.redact(config.source)
+    vocabulary = parse(data, source).get_vocab(with_added_tokens=True)
     end_id = vocabulary.get(config.end_token)
     if end_id is None:
-        source = storage.redact(config.source)
-        raise ConfigError(f"tokenizer.end_token = {config.end_token!r} is not a token of {source}")
+        raise ConfigError(
+            f"tokenizer.end_token = {config.end_token!r} is not a token of {source}; set it to the token that "
+            "ends a text there"
+        )
+    _check_any_text(data, source)
+    size = max(vocabulary.values()) + 1
     needed = (size - 1).bit_length()
     num_bits = config.num_bits or needed
     if num_bits < needed:

@@ -23,6 +23,7 @@ from bitlm.errors import SourceError
 DISTRIBUTION = "bitlm"
 STANDARD = "python"  # the standard library among the walked packages
 SKIPPED_FOLDERS = frozenset({"test", "tests", "testing", "site-packages", "dist-packages"})
+MAX_FILE_BYTES = 16 * 2**20  # parsing takes about a hundred times as much memory; no package has such a source file
 MIN_WORDS = 5
 MIN_LETTERS = 0.65  # share of letters and spaces among all characters
 MIN_FUNCTION_WORDS = 0.08  # share of English function words among all words
@@ -144,16 +145,27 @@ def normalized(text: str) -> str:
 
 
 def _docstrings(path: Path) -> Iterator[tuple[int, str]]:
+    if path.stat().st_size > MAX_FILE_BYTES:
+        return
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in other people's strings
             tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError, RecursionError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the parser's stack ends in the last one
         return  # templates among the packages are not Python on purpose
     for line, node in _definitions(tree):
         text = ast.get_docstring(node, clean=False)
-        if text:
+        if text and _is_unicode(text):
             yield line, inspect.cleandoc(text)
+
+
+def _is_unicode(text: str) -> bool:
+    """Not so for one with half of a pair of surrogates, which escapes can write."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _definitions(tree: ast.Module) -> Iterator[tuple[int, Any]]:

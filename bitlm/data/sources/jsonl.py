@@ -30,6 +30,7 @@ from bitlm.data.sources.textbatch import (
 from bitlm.errors import SourceError
 
 BATCH_ROWS = 4096
+LINE_BYTES = 2**29  # the longest line; a few bytes of a compressed file can stand for any number
 LINES_BYTES = 2**18  # decompressed at a time
 JSON_NAME = re.compile(r"\.json(\.\w+)?$", re.IGNORECASE)
 _DAMAGE = (EOFError, zlib.error, OSError)  # gzip and Arrow raise OSError
@@ -38,12 +39,17 @@ _DAMAGE = (EOFError, zlib.error, OSError)  # gzip and Arrow raise OSError
 def jsonl_objects(url: str) -> Iterator[tuple[int, Any]]:
     """(row, value) for every line that is not blank; for one that is not JSON the value is the ValueError.
 
-    Raises SourceError naming the file, and the row where it is damaged, also for a .json file that is one array.
+    Raises SourceError naming the file, and the row where it is damaged or longer than ``LINE_BYTES``, also for a .json
+    file that is one array.
     """
     row, first = -1, True
     with storage.open_read(url, read_ahead=STREAM_BYTES) as raw, _decompressed(url, raw) as lines:
         try:
-            for row, line in enumerate(lines):
+            for row, line in enumerate(iter(lambda: lines.readline(LINE_BYTES + 1), b"")):
+                if len(line) > LINE_BYTES:
+                    raise SourceError(
+                        f"{storage.redact(url)}: row {row} is longer than {LINE_BYTES // 2**20} MiB: split that text"
+                    )
                 if line.strip():
                     if first:
                         _refuse_array(url, line)

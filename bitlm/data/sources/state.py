@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from bitlm import storage
@@ -97,7 +98,7 @@ def tokenizer_identity(config: TokenizerConfig) -> dict[str, Any]:
 def read_tokenizer(config: TokenizerConfig) -> bytes:
     """The ``tokenizer.json`` of a ready tokenizer. Raises SourceError."""
     if not config.source.startswith(HUB):
-        return storage.read_bytes(config.source)
+        return storage.read_bytes(_tokenizer_url(config.source))
     repo = _tokenizer_repo(config)
     return hub.download_file(repo, hub.resolve_commit(repo, config.revision), TOKENIZER_FILE).read_bytes()
 
@@ -135,13 +136,20 @@ def _find(source: Source) -> Found:
     return Found(text, {})
 
 
+def _tokenizer_url(source: str) -> str:
+    """Of the file; another name than that of a JSON file is the folder that holds it."""
+    if source.endswith(".json") or (storage.is_local(source) and Path(storage.local_path(source)).is_file()):
+        return source
+    return storage.join(source, TOKENIZER_FILE)
+
+
 def _tokenizer_repo(config: TokenizerConfig) -> HubRepo:
     return HubRepo(config.source.removeprefix(HUB), "model", "tokenizer.source", "tokenizer.revision")
 
 
 def _tokenizer_state(config: TokenizerConfig) -> dict[str, Any]:
     if not config.source.startswith(HUB):
-        digest = hashlib.sha256(storage.read_bytes(config.source)).hexdigest()
+        digest = hashlib.sha256(storage.read_bytes(_tokenizer_url(config.source))).hexdigest()
         return {"kind": "file", "digest": f"sha256:{digest}"}
     repo = _tokenizer_repo(config)
     file = hub.stat_file(repo, hub.resolve_commit(repo, config.revision), TOKENIZER_FILE)

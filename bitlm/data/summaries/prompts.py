@@ -45,13 +45,13 @@ def encode_prompts(tokenizer: TextTokenizer, documents: Sequence[str], config: P
             f"prompt.max_prompt_tokens = {config.max_prompt_tokens} leaves no room for a document beside the "
             f"{len(separator)} tokens of prompt.separator"
         )
-    return [ids[:room] + separator for ids in tokenizer.encode_batch(list(documents))]
+    return [tokenizer.encode_start(document, room) + separator for document in documents]
 
 
 def encode_summaries(tokenizer: TextTokenizer, summaries: Sequence[str], config: PromptConfig) -> list[list[int]]:
     """Ids of the summary and one end token, ``max_summary_tokens`` at most; the summary is cut."""
     room = config.max_summary_tokens - 1
-    return [[*ids[:room], tokenizer.info.end_id] for ids in tokenizer.encode_batch(list(summaries))]
+    return [[*tokenizer.encode_start(summary, room), tokenizer.info.end_id] for summary in summaries]
 
 
 def collate(summary_format: SummaryFormat, examples: Sequence[Example], indices: list[int], epochs: list[int]) -> Batch:

@@ -9,7 +9,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from bitlm.config import TokenizerConfig
 from bitlm.data.shards import tokenizer as module
 from bitlm.data.shards.tokenizer import INFO_FILE, TOKENIZER_FILE, TextTokenizer, describe, parse, train
-from bitlm.errors import ConfigError, SourceError
+from bitlm.errors import BitLMError, ConfigError, SourceError
 
 TEXTS = ["Return the value of the item, or none of them.", "The item's name: 12 letters at most.\n\n  indented"] * 20
 LITERALS = ["<|endoftext|>", "<think>", "</think>", "<|im_start|>system", "<|pad|>", "a <tool_call> b"]
@@ -88,6 +88,26 @@ def _cached(config: TokenizerConfig, made: list[TextTokenizer] = []) -> TextToke
     return made[0]
 
 
+LONG = ["a" * 30_000, "word " * 9000, " " * 300_000, "漢" * 9000, "e\u0301\u0323" * 9000, "😀" * 9000, "1\n" * 9000]
+
+
+@pytest.mark.parametrize("count", [1, 7, 500])
+@pytest.mark.parametrize("text", [*TEXTS[:2], "", *LONG, "".join(LONG)], ids=lambda text: ascii(text[:3]))
+def test_the_start_of_a_text_has_the_ids_of_the_whole(
+    text: str, count: int, trained: TextTokenizer, request: pytest.FixtureRequest
+) -> None:
+    for tokenizer in (trained, request.getfixturevalue("qwen3")[0]):
+        assert tokenizer.encode_start(text, count) == tokenizer.encode(text)[:count]
+
+
+def test_the_start_of_a_long_text_is_encoded_alone(trained: TextTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = []
+    encode = trained.encode
+    monkeypatch.setattr(trained, "encode", lambda text: encoded.append(text) or encode(text))
+    assert len(trained.encode_start("a" * 10**8, 100)) == 100
+    assert sum(map(len, encoded)) < 10**5
+
+
 @pytest.mark.parametrize("text", LITERALS)
 def test_literal_special_tokens_stay_text(text: str, trained: TextTokenizer) -> None:
     ids = trained.encode(text)
@@ -134,6 +154,32 @@ def test_too_few_bits_and_unknown_tokens_name_the_key(trained: TextTokenizer) ->
 def test_what_is_no_tokenizer_is_refused(data: bytes) -> None:
     with pytest.raises(SourceError, match=r"x\.json is not a tokenizer\.json"):
         parse(data, "x.json")
+
+
+END = "<|endoftext|>"
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (models.WordLevel({END: 0, "a": 1}, unk_token="<unk>"), r"cannot encode '\\xe9' \(WordLevel error: Missing"),
+        (models.WordPiece({END: 0, "a": 1}, unk_token="[UNK]"), r"cannot encode '\\xe9' \(WordPiece error: Missing"),
+        (models.Unigram([(END, 0.0), ("a", -1.0)], None, False), r"cannot encode '\\xe9' \(Encountered an unknown"),
+        (models.BPE({END: 0, "a": 1}, []), r"gives no token for '\\xe9': take a byte-level"),
+        (
+            models.BPE(),
+            r"tokenizer.end_token = .* is not a token of x.json; set it to the token that ends",
+        ),
+    ],
+)
+def test_a_tokenizer_without_ids_for_some_text_is_refused(model: models.Model, reason: str) -> None:
+    with pytest.raises(BitLMError, match=reason):
+        describe(Tokenizer(model).to_str().encode(), TokenizerConfig(source="x.json"))
+
+
+def test_a_tokenizer_that_knows_no_character_but_has_a_token_for_it_is_taken() -> None:
+    data = Tokenizer(models.WordLevel({END: 0, "a": 1, "<unk>": 2}, unk_token="<unk>")).to_str().encode()
+    assert describe(data, TokenizerConfig(source="x.json")).vocab_size == 3
 
 
 def test_a_folder_loads_as_what_was_written(trained: TextTokenizer, tmp_path: Path) -> None:

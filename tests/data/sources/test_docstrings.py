@@ -49,6 +49,31 @@ def test_docstrings_of_any_depth_in_order_of_line(package: Package) -> None:
     assert {d.package for d in found} == {"thing==1.0"}
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        b"-" * 10**6 + b"1",
+        b"not " * 10**5 + b"1",
+        b"if 1:\n pass\n" + b"elif 1:\n pass\n" * 10**5,
+        b"(" * 10**6,
+        b"a" + b".b" * 10**5,
+        b"\0",
+        b"# coding: none such",
+        b'"""' + b"Any of the words of it. " * 10**5 + b'"""',
+        b'"""The half of a pair that is not of this: \\ud800"""',
+    ],
+    ids=lambda source: ascii(source[:8]),
+)
+def test_a_file_that_cannot_be_parsed_or_is_not_text_is_left_out(
+    source: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(docstrings, "MAX_FILE_BYTES", 2 * 10**6)
+    (tmp_path / "odd.py").write_bytes(source)
+    (tmp_path / "plain.py").write_text('"""This is the text of a module, as it is."""')
+    chunk = Package("odd", "1", str(tmp_path), ("odd.py", "plain.py"))
+    assert [found.file for found in extract(chunk)] == ["plain.py"]
+
+
 def test_chunks_hold_every_file_once(package: Package) -> None:
     packages = [package, Package("empty", "2", "/", ()), package]
     cut = list(chunks(packages, files_per_chunk=2))

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bitlm.data.sources import parquet
+from bitlm.data.sources import jsonl, parquet
 from bitlm.data.sources.rows import Row, read_batches, read_rows
 from bitlm.errors import SourceError
 
@@ -211,6 +211,22 @@ def test_ids_in_lines(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text("\n".join([*lines, '{"text": "t"}']))
     want = ["a", "0", "-7", "1.5", None, "True", None, None, None, None, None, "\\ud800", "x" * 100_000, None]
     assert [row.id for row in rows(tmp_path / "t.jsonl", "id")] == want
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.jsonl.gz"])
+def test_a_line_without_an_end_is_refused_with_its_row(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gzip file of a megabyte may hold a line of a gigabyte."""
+    monkeypatch.setattr(jsonl, "LINE_BYTES", 1000)
+    longest = json.dumps({"text": "a" * (999 - len('{"text": ""}'))}) + "\n"
+    path = tmp_path / name
+    pack = gzip.compress if name.endswith(".gz") else bytes
+    path.write_bytes(pack(longest.encode()))
+    assert len(list(read_rows(str(path), "jsonl", "text", None))) == 1
+    path.write_bytes(pack(longest.encode() + b"b" * 1001))
+    with pytest.raises(SourceError, match=rf"{name}: row 1 is longer than"):
+        list(read_rows(str(path), "jsonl", "text", None))
 
 
 def test_truncated_gzip_stops_with_file_and_row(tmp_path: Path) -> None:
