@@ -8,6 +8,7 @@ from made import FILES, begin, draft, make
 from bitlm import storage
 from bitlm.artifacts import Store
 from bitlm.artifacts.record import encode
+from bitlm.artifacts.work import Work
 from bitlm.errors import ArtifactError, SourceError
 
 
@@ -200,11 +201,10 @@ def test_a_lock_on_a_file_that_was_removed_does_not_count(local: Store, monkeypa
     work.release()
 
 
-def test_a_root_where_no_folder_can_be_made_is_refused(tmp_path: Path) -> None:
+def test_work_where_no_folder_can_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "none")
-    of = draft()
     with pytest.raises(ArtifactError, match="no folder can be made there; choose another root"):
-        Store(str(tmp_path / "link")).begin(of.stage, of.name, of.fingerprint)
+        Work(str(tmp_path / "link" / "work"), "it")
 
 
 def test_a_relative_root_does_not_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

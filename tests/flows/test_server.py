@@ -17,10 +17,12 @@ import httpx
 import psutil
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Failed
 
 from bitlm.errors import ServiceError
 from bitlm_flows import configured, server
 from bitlm_flows.server import _copy_database, prefect_api
+from bitlm_tasks.run import _worth_retrying
 
 OWNER = textwrap.dedent("""
     import signal
@@ -37,7 +39,6 @@ OWNER = textwrap.dedent("""
 # A server must not depend on any of it.
 FOREIGN = {
     "HOME": "/dev/null/x",
-    "PREFECT_HOME": "/dev/null/x/y",
     "PREFECT_SERVER_API_AUTH_STRING": "user:word",
     "PREFECT_SERVER_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:////dev/null/x.db",
     "HTTP_PROXY": "http://127.0.0.1:9",
@@ -46,8 +47,8 @@ FOREIGN = {
 
 
 def _start_owner(folder: Path, foreign: dict[str, str]) -> subprocess.Popen:
-    """In ``folder``, which also takes its temporary files. It prints the URL when a client has used the server."""
-    env = os.environ | {"PREFECT_HOME": str(folder / "home"), "TMPDIR": str(folder)} | foreign
+    """In ``folder``, which also takes its temporary files; all have one Prefect home, which is missing. It prints the URL when a client has used the server."""
+    env = os.environ | {"PREFECT_HOME": str(folder.parent / "missing" / "home"), "TMPDIR": str(folder)} | foreign
     env.pop("PREFECT_API_URL", None)
     owner = [sys.executable, "-P", "-c", OWNER]
     return subprocess.Popen(owner, stdout=subprocess.PIPE, env=env, cwd=folder, text=True, start_new_session=True)
@@ -171,6 +172,16 @@ def test_a_server_that_never_answers_is_given_up(monkeypatch):
         url = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
         with pytest.raises(ServiceError, match="gives no answer"):
             _use(url)
+
+
+@pytest.mark.parametrize(("part", "raised"), [("api/flows/filter", ServiceError), ("other/file", httpx.ConnectError)])
+def test_a_server_that_ends_during_a_run_is_told_and_no_reason_to_run_the_stage_again(part, raised):
+    lost = httpx.ConnectError("refused", request=httpx.Request("POST", f"http://127.0.0.1:9/{part}"))
+    with pytest.raises(raised), configured.answering("http://127.0.0.1:9/api"):
+        raise lost
+    for error in (lost, ServiceError("no Ray answers")):
+        assert not _worth_retrying(None, None, Failed(data=error))
+    assert _worth_retrying(None, None, Failed(data=RuntimeError("a worker was lost")))
 
 
 def _use(url: str) -> None:
