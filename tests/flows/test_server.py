@@ -47,7 +47,8 @@ FOREIGN = {
 
 
 def _start_owner(folder: Path, foreign: dict[str, str]) -> subprocess.Popen:
-    """In ``folder``, which also takes its temporary files; all have one Prefect home, which is missing. It prints the URL when a client has used the server."""
+    """In ``folder``, which also takes its temporary files; all have one Prefect home, which is missing.
+    It prints the URL when a client has used the server."""
     env = os.environ | {"PREFECT_HOME": str(folder.parent / "missing" / "home"), "TMPDIR": str(folder)} | foreign
     env.pop("PREFECT_API_URL", None)
     owner = [sys.executable, "-P", "-c", OWNER]
