@@ -92,6 +92,18 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def prefect_url(own_cache: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The API of a Prefect server that all tests of this process share; flows in this process use it too."""
+    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings  # it takes seconds to load
+
+    from bitlm_flows.server import prefect_api
+
+    home = tmp_path_factory.mktemp("prefect")
+    with temporary_settings({PREFECT_HOME: home}, restore_defaults={PREFECT_API_URL}), prefect_api() as url:
+        yield url
+
+
 @pytest.fixture
 def build() -> Callable:
     """Makes a small model whose every parameter is random."""

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import inputs
 import pytest
 
+# The first import of Prefect closes the streams of log handlers. absl, which rouge-score loads, may hold pytest's.
+import bitlm_flows.stages  # noqa: F401
 from bitlm_flows.cli import main
 
 PAGE = Path(__file__).parents[2] / "docs" / "inputs.md"
@@ -42,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("ray_session", "prefect_url")
 @pytest.mark.parametrize("command", _commands(), ids=lambda command: command.line)
 def test_an_example_prints_what_the_page_says(command: Command, folder: Path, monkeypatch, capfd) -> None:
     monkeypatch.chdir(folder)

@@ -1,16 +1,13 @@
-"""One finished root for all tests, made once and copied; and one Prefect server for each test process."""
+"""One finished root for all tests, made once and copied."""
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from chain import SETTINGS, complete, deployed, interrupted
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
-
-from bitlm_flows.server import prefect_api
 
 
 class Finished(NamedTuple):
@@ -45,11 +42,3 @@ def finished(once: Callable, prefect_url: str) -> Finished:
 @pytest.fixture
 def copy(finished: Finished, tmp_path: Path) -> Path:
     return shutil.copytree(finished.root, tmp_path / "copy")
-
-
-@pytest.fixture(scope="session")
-def prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The API of a Prefect server that all tests of this process share; flows in this process use it too."""
-    home = tmp_path_factory.mktemp("prefect")
-    with temporary_settings({PREFECT_HOME: home}, restore_defaults={PREFECT_API_URL}), prefect_api() as url:
-        yield url
