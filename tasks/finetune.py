@@ -7,7 +7,7 @@ from bitlm.artifacts.record import Record
 from bitlm.artifacts.store import Store
 from bitlm.artifacts.work import Work
 from bitlm.config import FinetuneConfig
-from bitlm.data.summaries.examples import read_examples
+from bitlm.data.summaries.examples import read_trainable
 from bitlm.errors import ConfigError
 from bitlm.steps import Step
 from bitlm_tasks.run import Run, stage_task
@@ -30,7 +30,7 @@ def _check_enough(store: Store, corpus: Record, config: FinetuneConfig) -> None:
         ("train", config.batch_size, f"one batch of finetune.batch_size = {config.batch_size}"),
         ("validation", 1, "one validation"),
     ):
-        count = sum(1 for _ in read_examples(store, corpus, split, limit=least))
+        count = sum(1 for _ in read_trainable(store, corpus, split, limit=least))
         if count < least:
             left_out = corpus.metrics.get("examples_left_out_for_test")
             told = f" ({left_out} of train and validation hold a test document)" if left_out else ""

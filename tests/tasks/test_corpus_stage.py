@@ -10,12 +10,15 @@ import pytest
 
 from bitlm.artifacts.record import Record
 from bitlm.artifacts.store import Store
+from bitlm.config import FinetuneConfig
+from bitlm.data.reading.batches import open_finetune
 from bitlm.data.sources import docstrings
 from bitlm.data.sources.corpus import load_corpus
 from bitlm.data.sources.docstrings import Package, normalized
 from bitlm.data.sources.held_out import load_held_out
-from bitlm.data.summaries.examples import SUMMARY_SPLITS, read_examples
-from bitlm.errors import SourceError
+from bitlm.data.summaries.examples import SUMMARY_SPLITS, read_examples, read_trainable
+from bitlm.errors import ConfigError, SourceError
+from bitlm_tasks.finetune import _check_enough
 from tests.tasks.data_stages import digests, run_stages
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -105,6 +108,27 @@ def test_outside_files_are_referred_to_not_copied(samples: Path, tmp_path: Path)
     assert counts == {"train": 1000, "validation": 210, "test": 906}
     assert len(list(read_examples(Store(str(tmp_path)), record, "test", 7))) == 7
     assert run_stages(tmp_path, *reference(samples), last="corpus")["corpus"] == record
+
+
+def test_fine_tuning_reads_no_test_document(samples: Path, tmp_path: Path) -> None:
+    document = "The first of the guests came at nine, and the others an hour later; nobody expected so many of them."
+    twin = document.upper().replace(" ", "\n")
+    held = [document, f"News: {twin} More.", twin]
+    rows = {"train": [*held, "Another one."], "dev": [held[1], "A third."], "test": [document]}
+    for name, documents in rows.items():
+        lines = [json.dumps({"document": text, "summary": "It is so."}) for text in documents]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    settings = [f"corpus.source={samples}/fineweb/first_rows.parquet", f"corpus.summaries={tmp_path}/*.jsonl"]
+    record = run_stages(tmp_path / "root", *settings, last="corpus")["corpus"]
+    store = Store(str(tmp_path / "root"))
+    read = {split: [e.document for e in read_trainable(store, record, split)] for split in ("train", "validation")}
+    assert read == {"train": ["Another one."], "validation": ["A third."]}
+    batches = open_finetune(store, record, None, 0)
+    assert (len(batches._train), len(batches._validation)) == (1, 1)
+    assert record.metrics["examples_left_out_for_test"] == 4
+    assert (record.metrics["summaries_train"], record.metrics["summaries_validation"]) == (1, 1)
+    with pytest.raises(ConfigError, match=r"1 train summaries \(4 of train and validation hold a test document\)"):
+        _check_enough(store, record, FinetuneConfig(batch_size=2))
 
 
 def test_a_copy_at_another_place_makes_only_the_reference_anew(samples: Path, tmp_path: Path, capsys) -> None:

@@ -18,7 +18,7 @@ from bitlm.data.reading.order import Order
 from bitlm.data.reading.sequences import Sequences
 from bitlm.data.shards.format import Shard
 from bitlm.data.shards.units import TOKENS_FILE
-from bitlm.data.summaries.examples import Example, read_examples
+from bitlm.data.summaries.examples import Example, read_trainable
 from bitlm.data.summaries.prompts import SummaryFormat, collate
 from bitlm.errors import ConfigError
 
@@ -113,5 +113,5 @@ def open_pretrain(store: Store, tokens: Record, config: PretrainConfig) -> Pretr
 
 def open_finetune(store: Store, corpus: Record, summary_format: SummaryFormat, seed: int) -> FinetuneBatches:
     """The batches of a corpus artifact's summarization set."""
-    train, validation = (list(read_examples(store, corpus, split)) for split in ("train", "validation"))
+    train, validation = (list(read_trainable(store, corpus, split)) for split in ("train", "validation"))
     return FinetuneBatches(train, validation, summary_format, seed)

@@ -106,14 +106,18 @@ def write(examples: list[Example], out: str, split: str) -> TextFile:
 
 
 def read_examples(store: Store, record: Record, split: str, limit: int | None = None) -> Iterator[Example]:
-    """Examples of a split of a corpus artifact in order, the first ``limit`` if given; those of train and validation
-    are ``trainable``.
+    """Examples of a split of a corpus artifact in order, the first ``limit`` if given.
 
     Raises ArtifactError or SourceError, naming the file, where it is missing, damaged or changed.
     """
     described = load_corpus(store, record).summaries
     examples = split_examples(described, split, lambda file: verified_url(store, record, file))
-    return islice(examples if split == "test" else trainable(examples, load_held_out(store, record)), limit)
+    return islice(examples, limit)
+
+
+def read_trainable(store: Store, record: Record, split: str, limit: int | None = None) -> Iterator[Example]:
+    """The same without those that are not ``trainable``."""
+    return islice(trainable(read_examples(store, record, split), load_held_out(store, record)), limit)
 
 
 def _source_url(file: TextFile) -> AbstractContextManager[str]:
