@@ -7,7 +7,6 @@ from typing import Literal, NamedTuple
 from bitlm import storage
 from bitlm.config.stages import Frozen
 from bitlm.errors import SourceError
-from bitlm.storage.patterns import expand_braces
 
 Format = Literal["parquet", "jsonl"]
 Compression = Literal["gzip", "zstd"]
@@ -18,7 +17,8 @@ SUFFIXES: dict[str, Format] = {
 }
 """In lower case; a name may end in them in any case."""
 EXPECTED = "expected files that end in .parquet, .jsonl or .json, the last two also with .gz or .zst"
-JSON = ".json"
+# Files that describe a dataset, as the library `datasets` knows them.
+METADATA = ("config.json", "dataset_dict.json", "dataset_info.json", "dataset_infos.json")
 OWNED = "sha256-"  # begins the tag of a file that lies in the corpus artifact itself
 
 
@@ -55,24 +55,22 @@ def compression_of(url: str) -> Compression | None:
     return next((kind for suffix, kind in COMPRESSIONS.items() if name.endswith(suffix)), None)
 
 
-def without_metadata(paths: Iterable[str]) -> set[str]:
-    """The usable ones, but no plain ``.json`` beside files of another kind: such a file describes them."""
-    usable = {path for path in paths if format_of(path)}
-    text = {path for path in usable if not path.lower().endswith(JSON)}
-    return text or usable
+def usable_files(paths: Iterable[str]) -> set[str]:
+    """Those that can be read, but none that describes the others."""
+    return {path for path in paths if format_of(path) and storage.file_name(path) not in METADATA}
 
 
 def find_files(source: str) -> Found:
-    """The files of a path, pattern or URL; a folder means all its parquet and jsonl files. A plain ``.json`` file
-    beside files of another kind is taken only if the pattern ends so.
+    """The files of a path, pattern or URL; a folder means all its parquet and jsonl files. A file of ``METADATA`` is
+    taken only by its own name.
 
     Raises SourceError if there is none.
     """
     tagged, left_out = storage.find_tagged(source, tuple(SUFFIXES))
     kept = {file.path for file in tagged}
-    if not any(each.lower().endswith(JSON) for each in expand_braces(source)):
-        kept = without_metadata(kept)
-        left_out += Counter({f"{JSON} beside other files": len(tagged) - len(kept)})
+    if storage.file_name(source) not in METADATA:
+        kept = usable_files(kept)
+        left_out += Counter({"files of metadata": len(tagged) - len(kept)})
     if not kept:
         raise SourceError(f"{storage.redact(source)}: {_nothing(source, left_out)}")
     files = [

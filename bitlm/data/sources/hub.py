@@ -18,7 +18,7 @@ from yaml import YAMLError
 
 from bitlm import storage
 from bitlm.config.stages import HUB
-from bitlm.data.sources.files import SUFFIXES, SourceFile, format_of, without_metadata
+from bitlm.data.sources.files import SUFFIXES, SourceFile, format_of, usable_files
 from bitlm.errors import SourceError
 from bitlm.storage import hub
 from bitlm.storage.hub import HubFile, HubRepo
@@ -76,9 +76,9 @@ def _resolve(repo: HubRepo, commit: str, subset: str | None) -> list[SourceFile]
         listed = {file.path: file for file in hub.list_files(repo, commit, folder)}
     else:
         listed = {file.path: file for file in hub.list_files(repo, commit)}
-        usable = sorted(without_metadata(listed))
+        usable = sorted(usable_files(listed))
         splits = _undeclared_splits(repo, commit, usable, subset) if usable else {}
-    usable = without_metadata(path for paths in splits.values() for path in paths)
+    usable = usable_files(path for paths in splits.values() for path in paths)
     files = [
         _source_file(repo, commit, listed[path], split)
         for split, paths in splits.items()

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bitlm.data.sources.files import describe_left_out, find_files, without_metadata
+from bitlm.data.sources.files import describe_left_out, find_files, usable_files
 from bitlm.data.sources.rows import read_rows
 from bitlm.errors import SourceError
 
@@ -52,20 +52,19 @@ def test_a_folder_as_people_have_them(tmp_path: Path) -> None:
     (folder / "dataset_info.json").write_text("{}")
     assert texts_of(folder) == ["a", "b", "c", "d", "e"]
     left_out = find_files(str(folder)).left_out
-    assert left_out == {".json beside other files": 1, ".jsonl.bz2": 1, ".parquet.gz": 1}
-    assert describe_left_out(left_out) == "1 .json beside other files, 1 .jsonl.bz2, 1 .parquet.gz"
+    assert left_out == {"files of metadata": 1, ".jsonl.bz2": 1, ".parquet.gz": 1}
+    assert describe_left_out(left_out) == "1 .jsonl.bz2, 1 .parquet.gz, 1 files of metadata"
 
 
-def test_plain_json_files_are_text_where_nothing_else_is_or_they_are_named(tmp_path: Path) -> None:
+def test_plain_json_files_are_text_unless_their_name_is_one_of_metadata(tmp_path: Path) -> None:
     (tmp_path / "a.JSON").write_bytes(lines("a"))
     (tmp_path / "b.json").write_bytes(lines("b"))
-    assert texts_of(tmp_path) == texts_of(f"{tmp_path}/*") == ["a", "b"]
     (tmp_path / "c.jsonl").write_bytes(lines("c"))
-    assert texts_of(tmp_path) == texts_of(f"{tmp_path}/*") == ["c"]
-    assert texts_of(f"{tmp_path}/*.json") == texts_of(f"{tmp_path}/b.json") == ["b"]
+    (tmp_path / "dataset_info.json").write_bytes(lines("d"))
+    assert texts_of(tmp_path) == texts_of(f"{tmp_path}/*") == ["a", "b", "c"]
     assert texts_of(f"{tmp_path}/*.{{json,jsonl}}") == ["b", "c"]
-    assert without_metadata(["x.json", "y.txt"]) == {"x.json"}
-    assert without_metadata(["x.json", "y.json.zst"]) == {"y.json.zst"}
+    assert texts_of(f"{tmp_path}/dataset_info.json") == ["d"]
+    assert usable_files(["x.json", "x/config.json", "y.txt"]) == {"x.json"}
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.JSON.GZ", "a.jsonl.gz", "a.json.zst", "a.JsonL.ZST"])
