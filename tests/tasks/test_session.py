@@ -142,6 +142,7 @@ def test_what_ray_says_becomes_one_line(monkeypatch, address):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", fail)
     monkeypatch.setattr(session, "canonicalize_bootstrap_address", fail)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "given")  # else there would be a new one, and a Ray of other tests has its own
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if address:
         monkeypatch.setenv("RAY_ADDRESS", address)
