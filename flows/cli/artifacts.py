@@ -67,15 +67,16 @@ def _list(args: argparse.Namespace, store: Store) -> int:
         _print_json([_summary(store, record) for record in records])
         return 0
     console = new_console()
-    console.print(_listing(records, f"artifacts in {one_line(redact(store.root))}", narrow=console.width < NARROW))
+    console.print(_listing(records, narrow=console.width < NARROW))
+    console.print(f"artifacts in {one_line(redact(store.root))}", soft_wrap=True)
     return 0
 
 
-def _listing(records: Sequence[Record], title: str, *, narrow: bool) -> Table:
+def _listing(records: Sequence[Record], *, narrow: bool) -> Table:
     """A row for each record. On a narrow terminal the metrics stand below the id, so that no column breaks a word."""
     columns = ("artifact", "made", "size") if narrow else ("artifact", "made", "took", "files", "size", "metrics")
     wrapped = "artifact" if narrow else "metrics"
-    table = Table(*(Column(name, no_wrap=name != wrapped) for name in columns), title=title)
+    table = Table(*(Column(name, no_wrap=name != wrapped) for name in columns))
     for record in records:
         made = f"{record.finished.astimezone():%Y-%m-%d %H:%M}"
         size, metrics = human_bytes(record.bytes), key_metrics(record)

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,10 @@ def test_a_row_for_each_document_of_a_split(store: Store, tokens: tuple[Record, 
     assert train.remove_columns("shard")[0].keys() == {"id", "first_token", "length", "row", "file"}
 
 
-def test_rows_are_read_by_other_processes(store: Store, tokens: tuple[Record, dict[str, list[dict]]]) -> None:
+def test_rows_are_read_by_other_processes(
+    store: Store, tokens: tuple[Record, dict[str, list[dict]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", os.environ)  # map puts a copy in its place
     record, documents = tokens
     sums = as_dataset(record.id, store.root).map(lambda row: {"sum": int(row["ids"].sum())}, num_proc=2)
     assert list(sums["sum"]) == [sum(map(int, doc["ids"])) for doc in documents["train"]]

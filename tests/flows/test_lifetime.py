@@ -35,6 +35,7 @@ SLEEP = "time.sleep(600)"
 HOLDS_THE_INTERPRETER = "collections.deque(itertools.repeat(0), maxlen=0)"  # in C, for ever, deaf to signals
 KEPT = "; what is complete is kept, and the next run continues from it\n"
 LINE = f"bitlm: interrupted{KEPT}"
+AS_FROM_A_TERMINAL = "import signal\nfor sent in (signal.SIGINT, signal.SIGHUP): signal.signal(sent, signal.SIG_DFL)\n"
 Started = tuple[subprocess.Popen, list[psutil.Process]]
 
 
@@ -44,7 +45,12 @@ def start() -> Iterator[Callable[..., Started]]:
     everything = []
 
     def run(
-        work: str = SLEEP, unwind: str = "pass", code: int = 0, seconds: float = 500.0, before: str = "", **options
+        work: str = SLEEP,
+        unwind: str = "pass",
+        code: int = 0,
+        seconds: float = 500.0,
+        before: str = AS_FROM_A_TERMINAL,
+        **options,
     ) -> Started:
         source = before + SCRIPT.format(work=work, unwind=unwind, code=code, seconds=seconds)
         options = dict.fromkeys(["stdin", "stdout", "stderr"], subprocess.PIPE) | {"text": True} | options
