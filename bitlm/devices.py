@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from bitlm.errors import BitLMError, ConfigError
+from bitlm.text import first_line
 
 
 def find_device(name: str | None = None) -> torch.device:
@@ -42,12 +43,12 @@ def cuda_fault(device: torch.device) -> str | None:
     if not torch.backends.cuda.is_built():
         return f"{version} is built without CUDA"
     if not available:
-        said = f" ({_first_line(caught[-1].message)})" if caught else ""
+        said = f" ({first_line(caught[-1].message)})" if caught else ""
         return f"{version} finds no GPU with a working driver{said}"
     try:
         (torch.ones(1, device=device) + 1).item()  # a driver or a build may be too old for the GPU that is there
     except RuntimeError as error:
-        return f"{version} cannot compute on it ({_first_line(error)})"
+        return f"{version} cannot compute on it ({first_line(error)})"
     return None
 
 
@@ -57,8 +58,4 @@ def gpu_memory(remedy: str) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise BitLMError(f"the GPU has too little memory ({_first_line(error)}): {remedy}") from error
-
-
-def _first_line(error: Exception | str | Warning) -> str:
-    return str(error).splitlines()[0].strip()
+        raise BitLMError(f"the GPU has too little memory ({first_line(error)}): {remedy}") from error

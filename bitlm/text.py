@@ -21,6 +21,11 @@ def short(text: str, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
+def first_line(error: Exception | Warning) -> str:
+    """What an error says, up to its first line break; its type if it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def printable(text: str) -> str:
     """``one_line`` that keeps line breaks and tabs."""
     return _IN_TEXT.sub(_escape, text)

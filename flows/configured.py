@@ -11,6 +11,7 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from bitlm.errors import ServiceError
 from bitlm.storage import redact
+from bitlm.text import first_line
 
 # Prefect's client connects four times.
 CONNECT_SECONDS = 5
@@ -30,7 +31,9 @@ def check_api(url: str) -> None:
             client.read_flows(limit=1)
             client.raise_for_api_version_mismatch()
     except httpx.TransportError as error:
-        raise ServiceError(f"{named} gives no answer ({_text(error)}): start that server, or {unset}") from error
+        raise ServiceError(
+            f"{named} gives no answer ({redact(first_line(error))}): start that server, or {unset}"
+        ) from error
     except PrefectHTTPStatusError as error:
         code = error.response.status_code
         if code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
@@ -39,7 +42,7 @@ def check_api(url: str) -> None:
         raise ServiceError(f"{named} is not the API of a Prefect server (status {code}): {unset}") from error
     # What the client says of a malformed URL or proxy, of an answer that is not Prefect's, and of another version.
     except (ValueError, TypeError, ImportError, RuntimeError, httpx.InvalidURL) as error:
-        raise ServiceError(f"{named} cannot be used ({_text(error)}): {unset}") from error
+        raise ServiceError(f"{named} cannot be used ({redact(first_line(error))}): {unset}") from error
 
 
 @contextmanager
@@ -50,10 +53,7 @@ def answering(url: str) -> Iterator[None]:
     except (httpx.TransportError, PrefectHTTPStatusError) as error:
         if not str(error.request.url).startswith(url):
             raise
+        said = redact(first_line(error))
         raise ServiceError(
-            f"the Prefect server at {redact(url)} is gone ({_text(error)}): run again, what is complete is kept"
+            f"the Prefect server at {redact(url)} is gone ({said}): run again, what is complete is kept"
         ) from error
-
-
-def _text(error: Exception) -> str:
-    return redact((str(error) or type(error).__name__).splitlines()[0])

@@ -1,12 +1,13 @@
 import unicodedata
 from itertools import pairwise
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from bitlm.text import markdown, markdown_code, one_line, printable
+from bitlm.text import first_line, markdown, markdown_code, one_line, printable
 
 HOSTILE = "a|b [b]`x`[/] <i>&amp; **c** _d_ ~~e~~ $f$ \\ [g](h) ![i](j) #k\n\x1b[31m\u202e\ud800`"
 TEXTS = st.text(st.characters() | st.sampled_from("\\`*_[]<>#|~&$!()\n\t\x1b\x9b\u2028\ud800 "), max_size=40)
@@ -59,3 +60,11 @@ def _inline(source: str, opening: str) -> Token:
 def _plain(inline: Token) -> str:
     assert {child.type for child in inline.children} <= {"text", "text_special"}
     return " ".join("".join(child.content for child in inline.children).split())
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [(ValueError(" a\nb"), "a"), (ValueError("\n\n b"), "b"), (ValueError(), "ValueError"), (OSError("\n"), "OSError")],
+)
+def test_the_first_line_of_an_error(error: Exception, line: str) -> None:
+    assert first_line(error) == line

@@ -18,6 +18,7 @@ from transformers.utils import logging
 from bitlm.errors import ArtifactError, BitLMError, ConfigError
 from bitlm.model.config import DTYPES, BitLMConfig, own_fields
 from bitlm.model.weights import CONFIG, INDEX, SINGLE, indexed_files, read_json
+from bitlm.text import first_line
 
 ATTENTION = ("sdpa", "eager")
 _SHARDS = "only training divides a model among devices"
@@ -120,7 +121,7 @@ class BitLMPreTrainedModel(PreTrainedModel):
         try:
             return cls.from_pretrained(folder, **kwargs | {"local_files_only": True})
         except (OSError, SafetensorError, ValueError, KeyError) as error:
-            raise ArtifactError(f"{folder}: no readable model there ({_first_line(error)})") from error
+            raise ArtifactError(f"{folder}: no readable model there ({first_line(error)})") from error
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """Transformers' own. Raises ConfigError if the configuration no longer describes the model."""
@@ -211,7 +212,3 @@ def _without_warnings() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
