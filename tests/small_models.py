@@ -55,8 +55,8 @@ def prepare_sampling(model: BitLMForCausalLM, context: Tensor, guided: bool) -> 
 
 
 def log_odds(model: BitLMForCausalLM, noisy: Tensor, t: Tensor, block: BlockState) -> Tensor:
-    return model.head(noisy, t, model.head_constants(), block)
+    return model.head(noisy, t, model.head_constants(), block).log_odds()
 
 
 def token_nll(model: BitLMForCausalLM, noisy: Tensor, t: Tensor, block: BlockState, targets: Tensor) -> Tensor:
-    return model.head.token_nll(noisy, t, model.head_constants(), block, targets)
+    return -model.head(noisy, t, model.head_constants(), block).log_prob(targets)

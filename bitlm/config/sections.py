@@ -85,16 +85,6 @@ def _head_fits_backbone(config: Sections) -> None:
     config.model.head.check(config.model.hidden_size, "model.head.")
 
 
-def _token_loss_has_codebook(config: Sections) -> None:
-    denoiser = config.model.head.denoiser
-    for key, stage in _trainings(config):
-        if stage.diffusion.loss == "token" and denoiser != "codebook":
-            raise ValueError(
-                f"{key}.diffusion.loss = token needs model.head.denoiser = codebook; {denoiser} does not tell the "
-                "probabilities of tokens"
-            )
-
-
 def _bits_cover_vocabulary(config: Sections) -> None:
     bits, vocab_size = config.tokenizer.num_bits, config.tokenizer.vocab_size
     if config.tokenizer.source == "train" and bits is not None and 2**bits < vocab_size:
@@ -124,7 +114,6 @@ CHECKS: tuple[Callable[[Sections], None], ...] = (
     _summary_is_whole_blocks,
     _key_value_heads_divide_heads,
     _head_fits_backbone,
-    _token_loss_has_codebook,
     _bits_cover_vocabulary,
     _workers_divide_batch,
 )

@@ -1,4 +1,4 @@
-"""Losses on the bits of a block, as means over the B bits of each slot. That on tokens is the head's ``token_nll``."""
+"""Losses on the bits of a block, as means over the B bits of each slot. The loss on tokens is the posterior's."""
 
 import torch.nn.functional as F
 from torch import Tensor

@@ -46,7 +46,7 @@ class HeadDenoiser:
     def _log_odds(self, noisy_nmB: Tensor, k: int) -> Tensor:
         t, time = self.schedule.t[k], self.constants.times[k]
         if not self.compiled:
-            return self.head(noisy_nmB, t, self.constants, self.block, time)
+            return self.head(noisy_nmB, t, self.constants, self.block, time).log_odds()
         if len(noisy_nmB) > 1:  # one compilation for every number of blocks: it changes as rows end
             for tensor in (noisy_nmB, *self.block.tensors().values()):
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)
@@ -65,7 +65,7 @@ def _compiled_head() -> Callable[..., Tensor]:
 
     @torch.compile
     def call(head: nn.Module, noisy: Tensor, t: Tensor, constants: Any, block: BlockTensors, time: Tensor) -> Tensor:
-        return head(noisy, t, constants, block, time)
+        return head(noisy, t, constants, block, time).log_odds()
 
     return call
 

@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -89,8 +90,8 @@ class Codebook(nn.Module):
         def likeliest(query_kD: Tensor, *context_log_odds: Tensor) -> Tensor:
             scores_kV = _scores(query_kD, constants)
             if context_log_odds:
-                scores_kV = _posterior_scores(scores_kV, constants.rows, constants.codes, *context_log_odds)
-            return scores_kV.topk(count, dim=-1).indices
+                scores_kV = posterior_scores(scores_kV, constants.rows, constants.codes, *context_log_odds)
+            return scores_kV.topk(count, dim=-1).indices.sort(dim=-1).values
 
         def scores_of(query_kD: Tensor, tokens_kc: Tensor) -> Tensor:
             return _scores(query_kD, constants).gather(-1, tokens_kc)
@@ -98,7 +99,8 @@ class Codebook(nn.Module):
         evidence = [] if block.context_log_odds is None else [block.context_log_odds]
         tokens_nmc = in_chunks(likeliest, self.vocab_size, query_nmD, *evidence)
         scores_nmc = in_chunks(scores_of, self.vocab_size, query_nmD, tokens_nmc)
-        kept = replace(block, scores=scores_nmc, rows=constants.rows[tokens_nmc], codes=constants.codes[tokens_nmc])
+        rows, codes = constants.rows[tokens_nmc], constants.codes[tokens_nmc]
+        kept = replace(block, scores=scores_nmc, rows=rows, codes=codes, tokens=tokens_nmc)
         return kept, tokens_nmc
 
     def couple(self, mean_rows_nmR: Tensor) -> Tensor:
@@ -108,15 +110,15 @@ class Codebook(nn.Module):
         return self.coupling(padded.unfold(1, self.coupling.in_features, columns))
 
     def over_tokens(
-        self, function: Callable[..., Tensor], constants: HeadConstants, block: BlockState, *slots: Tensor
-    ) -> Tensor:
+        self, function: Callable[..., Any], constants: HeadConstants, block: BlockState, *slots: Tensor
+    ) -> Any:
         """``function(scores, rows, codes, *slots)`` over the tokens of the block; ``slots`` [n, m, ...] go along."""
         if block.scores is not None:
             rows = constants.rows if block.rows is None else block.rows
             codes = constants.codes if block.codes is None else block.codes
             return function(block.scores, rows, codes, *slots)
 
-        def over_all(query_kD: Tensor, *slots: Tensor) -> Tensor:
+        def over_all(query_kD: Tensor, *slots: Tensor) -> Any:
             return function(_scores(query_kD, constants), constants.rows, constants.codes, *slots)
 
         return in_chunks(over_all, self.vocab_size, block.query, *slots)
@@ -125,41 +127,39 @@ class Codebook(nn.Module):
 def mean_row(scores: Tensor, rows: Tensor, codes: Tensor, evidence: Tensor) -> Tensor:
     """R̄ = √R·Σ_y p⁰(y)·R_y, [..., R], for scores [..., c] and evidence ℓ [..., B]. The entries of a row as long as one
     are about 1/√R: the factor lets what reads them learn as fast as what reads the bits."""
-    weights = _posterior_scores(scores, rows, codes, evidence).softmax(-1).to(rows.dtype)
+    weights = posterior_scores(scores, rows, codes, evidence).softmax(-1).to(rows.dtype)
     return _mean(rows, weights) * math.sqrt(rows.shape[-1])
 
 
-def bit_log_odds(
-    scores: Tensor, rows: Tensor, codes: Tensor, evidence: Tensor, correction: Tensor | None = None
-) -> Tensor:
-    """log P(bit = 1) - log P(bit = 0) under p, [..., B] float32; Â_0 is their ``to_codes``."""
-    weights = _posterior_scores(scores, rows, codes, evidence, correction).softmax(-1)
+def bit_log_odds(log_p: Tensor, codes: Tensor) -> Tensor:
+    """log P(bit = 1) - log P(bit = 0), [..., B] float32, of log p + const [..., c]; Â_0 is their ``to_codes``."""
+    weights = log_p.softmax(-1)
     with torch.autocast(weights.device.type, enabled=False):
         one, zero = (_mean((sign * codes).clamp(min=0), weights) for sign in (1, -1))
     return (one + TINY).log() - (zero + TINY).log()
 
 
-def token_nll(
-    scores: Tensor, rows: Tensor, codes: Tensor, evidence: Tensor, correction: Tensor, targets: Tensor
-) -> Tensor:
-    """-log p of token ids [...] among all V tokens, nats [...]."""
-    log_p = _posterior_scores(scores, rows, codes, evidence, correction)
-    return F.cross_entropy(log_p.flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
-
-
-def in_chunks(function: Callable[..., Tensor], width: int, *slots: Tensor) -> Tensor:
+def in_chunks(function: Callable[..., Any], width: int, *slots: Tensor) -> Any:
     """``function`` of tensors [n, m, ...], applied to [k, ...] slots in a row, as many at once as may hold ``width``
-    scores each. The backward pass computes every chunk again, if there is more than one."""
+    scores each. It answers with a tensor or a tuple of them. The backward pass computes every chunk again, if there is
+    more than one."""
     shape = slots[0].shape[:2]
     flat = [tensor.flatten(0, 1) for tensor in slots]
     if _fits(slots[0], width):
-        return function(*flat).unflatten(0, shape)
+        return _map(lambda found: found.unflatten(0, shape), function(*flat))
     size = max(1, CHUNK // width)
     parts = []
     for start in range(0, len(flat[0]), size):
         chunk = [tensor[start : start + size] for tensor in flat]
         parts.append(checkpoint(function, *chunk, use_reentrant=False) if torch.is_grad_enabled() else function(*chunk))
-    return torch.cat(parts).unflatten(0, shape)
+    return _map(lambda *found: torch.cat(found).unflatten(0, shape), *parts)
+
+
+def _map(change: Callable[..., Tensor], *found: Any) -> Any:
+    """``change`` of tensors, or entry by entry of tuples of them."""
+    if isinstance(found[0], Tensor):
+        return change(*found)
+    return tuple(change(*entries) for entries in zip(*found, strict=True))
 
 
 def last_vector(m: int, D: int) -> Tensor:
@@ -174,7 +174,7 @@ def _scores(query: Tensor, constants: HeadConstants) -> Tensor:
     return F.linear(query, constants.embedding).float() + constants.log_unigram
 
 
-def _posterior_scores(
+def posterior_scores(
     scores: Tensor, rows: Tensor, codes: Tensor, evidence: Tensor, correction: Tensor | None = None
 ) -> Tensor:
     """log p up to a constant, [..., c] float32, of scores [..., c], evidence ℓ [..., B] float32, correction a [..., R].

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bitlm.diffusion.posterior import Posterior
 from bitlm.model.config import BitLMConfig
 from bitlm.model.network import HeadNetwork
 from bitlm.model.readouts import READOUTS
@@ -14,7 +15,7 @@ from bitlm.model.state import BlockState, HeadConstants
 
 
 class DiffusionHead(nn.Module):
-    """(A_t, t; C) → the posterior log-odds of each bit. ``denoiser`` chooses the readout, ``context_path="direct"``
+    """(A_t, t; C) → the posterior of each slot's token. ``denoiser`` chooses the readout, ``context_path="direct"``
     adds a linear map from the whole block's C to the log-odds."""
 
     def __init__(self, config: BitLMConfig) -> None:
@@ -51,21 +52,14 @@ class DiffusionHead(nn.Module):
 
     def forward(
         self, noisy_nmB: Tensor, t: Tensor, constants: HeadConstants, block: BlockState, time: Tensor | None = None
-    ) -> Tensor:
-        """A_t float32, t [n or 1, m or 1] float32 → log-odds [n, m, B] float32.
+    ) -> Posterior:
+        """A_t [n, m, B] float32, t [n or 1, m or 1] float32 → p(y | A_t, C) of the m slots.
 
         ``time`` is ``network.embed_time(t)``, for a sampler, whose levels come back in every block.
         """
         time = self.network.embed_time(t) if time is None else time
         network = partial(self.network, noisy_nmB, time, block.condition)
         return self.readout(network, self.readout.evidence(noisy_nmB, t, block), constants, block)
-
-    def token_nll(
-        self, noisy_nmB: Tensor, t: Tensor, constants: HeadConstants, block: BlockState, targets_nm: Tensor
-    ) -> Tensor:
-        """-log p(y | A_t, C) of the tokens y, nats [n, m]. Raises ConfigError for a denoiser without probabilities."""
-        network = partial(self.network, noisy_nmB, self.network.embed_time(t), block.condition)
-        return self.readout.token_nll(network, self.readout.evidence(noisy_nmB, t, block), constants, block, targets_nm)
 
     def _block(self, context_nmD: Tensor) -> BlockState:
         log_odds = None

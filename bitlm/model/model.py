@@ -226,8 +226,8 @@ class BitLMForCausalLM(GenerationMixin, BitLMPreTrainedModel):
         inputs = noisy_ndmB.flatten(0, 1), noise.t.flatten(0, 1), constants, block
         if diffusion.loss == "token":
             repeated = targets_nm.repeat_interleave(draws, dim=0)
-            return self.head.token_nll(*inputs, repeated).view(noisy_ndmB.shape[:-1])
-        logits_ndmB = self.head(*inputs).view(noisy_ndmB.shape)
+            return -self.head(*inputs).log_prob(repeated).view(noisy_ndmB.shape[:-1])
+        logits_ndmB = self.head(*inputs).log_odds().view(noisy_ndmB.shape)
         return bit_loss(logits_ndmB, clean_n1mB, noise.t[..., None], diffusion)
 
     def _in_loss(

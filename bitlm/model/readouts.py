@@ -1,7 +1,7 @@
-"""From hidden states to the posterior log-odds of each bit: one readout for each kind of denoiser.
+"""From hidden states to the posterior over tokens: one readout for each kind of denoiser.
 
 A readout is called with the network as a function (features that are added to its input → hidden states [n, m, H]),
-the evidence on the bits, and what the head has computed once. It answers with log-odds [n, m, B] float32.
+the evidence on the bits, and what the head has computed once.
 """
 
 from collections.abc import Callable
@@ -9,11 +9,12 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from bitlm.diffusion.posterior import BitPosterior, Posterior
 from bitlm.diffusion.process import matched_filter
-from bitlm.errors import ConfigError
-from bitlm.model.codebook import Codebook, bit_log_odds, mean_row, token_nll
+from bitlm.model.codebook import Codebook, bit_log_odds, mean_row, posterior_scores
 from bitlm.model.config import BitLMConfig
 from bitlm.model.state import BlockState, HeadConstants
+from bitlm.model.token_posterior import TokenPosterior
 
 Network = Callable[..., Tensor]
 
@@ -24,6 +25,7 @@ class DirectReadout(nn.Module):
     def __init__(self, config: BitLMConfig) -> None:
         super().__init__()
         self.codebook: Codebook | None = None
+        self.vocab_size = config.vocab_size
         self.output = nn.Linear(config.diffusion_head.width, self.num_outputs(config))
 
     @staticmethod
@@ -51,15 +53,11 @@ class DirectReadout(nn.Module):
         """The log-odds of the bits that need no network, [n, m, B] float32. t [n or 1, m or 1]."""
         return block.context_log_odds
 
-    def forward(self, network: Network, evidence: Tensor | None, constants: HeadConstants, block: BlockState) -> Tensor:
+    def forward(
+        self, network: Network, evidence: Tensor | None, constants: HeadConstants, block: BlockState
+    ) -> Posterior:
         log_odds = self.output(network()).float()
-        return log_odds if evidence is None else log_odds + evidence
-
-    def token_nll(
-        self, network: Network, evidence: Tensor, constants: HeadConstants, block: BlockState, targets_nm: Tensor
-    ) -> Tensor:
-        """-log p(y | A_t, C), nats [n, m]. Raises ConfigError where the readout knows no token probabilities."""
-        raise ConfigError("loss = token needs denoiser = codebook; the others do not tell the probabilities of tokens")
+        return BitPosterior(log_odds if evidence is None else log_odds + evidence, self.vocab_size)
 
 
 class MatchedFilterReadout(DirectReadout):
@@ -98,13 +96,17 @@ class CodebookPriorReadout(MatchedFilterReadout):
             return block
         null = constants.null.repeat(len(context_nmD))
         if tokens_nmc is not None:
-            null = replace(null, scores=null.scores.gather(-1, tokens_nmc), rows=block.rows, codes=block.codes)
+            null = replace(null, scores=null.scores.gather(-1, tokens_nmc), **block.own_tokens())
         return block.concatenate(null)
 
-    def forward(self, network: Network, evidence: Tensor, constants: HeadConstants, block: BlockState) -> Tensor:
+    def forward(self, network: Network, evidence: Tensor, constants: HeadConstants, block: BlockState) -> Posterior:
+        def of_codebook(scores: Tensor, rows: Tensor, codes: Tensor, evidence: Tensor) -> Tensor:
+            return bit_log_odds(posterior_scores(scores, rows, codes, evidence), codes)
+
         mean_rows_nmR = self.codebook.over_tokens(mean_row, constants, block, evidence)
         log_odds = self.output(network(self.codebook.feature(mean_rows_nmR))).float()
-        return log_odds + self.codebook.over_tokens(bit_log_odds, constants, block, evidence)
+        log_odds = log_odds + self.codebook.over_tokens(of_codebook, constants, block, evidence)
+        return BitPosterior(log_odds, self.vocab_size)
 
 
 class CodebookReadout(CodebookPriorReadout):
@@ -116,20 +118,10 @@ class CodebookReadout(CodebookPriorReadout):
     def num_outputs(config: BitLMConfig) -> int:
         return config.diffusion_head.codebook_rank or config.hidden_size
 
-    def forward(self, network: Network, evidence: Tensor, constants: HeadConstants, block: BlockState) -> Tensor:
-        correction = self._correction(network, evidence, constants, block)
-        return self.codebook.over_tokens(bit_log_odds, constants, block, evidence, correction)
-
-    def token_nll(
-        self, network: Network, evidence: Tensor, constants: HeadConstants, block: BlockState, targets_nm: Tensor
-    ) -> Tensor:
-        correction = self._correction(network, evidence, constants, block)
-        return self.codebook.over_tokens(token_nll, constants, block, evidence, correction, targets_nm)
-
-    def _correction(self, network: Network, evidence: Tensor, constants: HeadConstants, block: BlockState) -> Tensor:
-        """a [n, m, R]."""
+    def forward(self, network: Network, evidence: Tensor, constants: HeadConstants, block: BlockState) -> Posterior:
         mean_rows_nmR = self.codebook.over_tokens(mean_row, constants, block, evidence)
-        return self.output(network(self.codebook.feature(mean_rows_nmR))) + self.codebook.couple(mean_rows_nmR)
+        correction = self.output(network(self.codebook.feature(mean_rows_nmR))) + self.codebook.couple(mean_rows_nmR)
+        return TokenPosterior(self.codebook, constants, block, evidence, correction)
 
 
 READOUTS: dict[str, type[DirectReadout]] = {

@@ -17,6 +17,7 @@ class BlockState:
     scores: E_y·q + log u_y of c tokens, [n, m, c] float32.
     rows, codes: R_y and φ(y) of these tokens where each slot has its own, [n, m, c, R] and [n, m, c, B]; None where the
         c tokens are all V.
+    tokens: the ids of these tokens, rising, [n, m, c] int64; None where the c tokens are all V.
     """
 
     condition: Tensor
@@ -25,10 +26,15 @@ class BlockState:
     scores: Tensor | None = None
     rows: Tensor | None = None
     codes: Tensor | None = None
+    tokens: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """The fields that are there."""
         return {name: value for name, value in vars(self).items() if value is not None}
+
+    def own_tokens(self) -> dict[str, Tensor]:
+        """``rows``, ``codes`` and ``tokens``, where each slot has its own."""
+        return {name: value for name, value in self.tensors().items() if name in ("rows", "codes", "tokens")}
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "BlockState":
         return BlockState(**{name: change(tensor) for name, tensor in self.tensors().items()})
@@ -40,6 +46,11 @@ class BlockState:
     def repeat(self, times: int) -> "BlockState":
         """Every block ``times`` in a row."""
         return self.map(lambda tensor: tensor.repeat_interleave(times, dim=0))
+
+    def halves(self) -> tuple["BlockState", "BlockState"]:
+        """The first and the second half of the blocks."""
+        n = len(self.condition) // 2
+        return self.map(lambda tensor: tensor[:n]), self.map(lambda tensor: tensor[n:])
 
     def concatenate(self, other: "BlockState") -> "BlockState":
         """These blocks and then the others, which have the same fields."""

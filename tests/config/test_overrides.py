@@ -63,7 +63,6 @@ def test_the_article_settings_are_the_defaults(preset):
         ("tokenizer.num_bits=3", "tokenizer.num_bits = 3 is too small for tokenizer.vocab_size"),
         ("model.num_kv_heads=4", "model.num_kv_heads = 4 does not divide model.num_heads"),
         ("model.head.head_dim=100", "model.head.head_dim = 100 does not divide the head's width"),
-        ("model.head.denoiser=direct", "pretrain.diffusion.loss = token needs model.head.denoiser = codebook"),
         (
             "model.head.codebook_rank=200",
             "model.head.codebook_rank = 200 is more than the backbone's hidden_size = 192",

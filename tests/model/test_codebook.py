@@ -261,20 +261,22 @@ def test_token_loss_gradients_in_float64() -> None:
     targets = torch.randint(0, 9, (6,))
 
     def loss(query: Tensor, evidence: Tensor, correction: Tensor) -> Tensor:
-        return codebook.token_nll(query @ embedding.T, rows, codes, evidence, correction, targets)
+        log_p = codebook.posterior_scores(query @ embedding.T, rows, codes, evidence, correction).log_softmax(-1)
+        return -log_p.gather(-1, targets[:, None])
 
     assert torch.autograd.gradcheck(loss, (query, evidence, correction))
 
 
 def test_log_odds_gradients_in_float64() -> None:
     torch.manual_seed(0)
-    tables = torch.randn(9, 3, dtype=torch.float64), torch.randn(9, 5, dtype=torch.float64).sign()
+    rows, codes = torch.randn(9, 3, dtype=torch.float64), torch.randn(9, 5, dtype=torch.float64).sign()
     scores, evidence, correction = (
         torch.randn(6, width, dtype=torch.float64, requires_grad=True) for width in (9, 5, 3)
     )
 
     def bits(scores: Tensor, evidence: Tensor, correction: Tensor) -> Tensor:
-        return codebook.bit_log_odds(scores, *tables, evidence, correction)
+        log_p = codebook.posterior_scores(scores, rows, codes, evidence, correction)
+        return codebook.bit_log_odds(log_p, codes)
 
     assert torch.autograd.gradcheck(bits, (scores, evidence, correction))
 

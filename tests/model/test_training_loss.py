@@ -10,7 +10,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from bitlm.config import DiffusionConfig
 from bitlm.diffusion.noise import BlockShape, Noise, NoiseKeys, block_noise
-from bitlm.errors import ConfigError
 from bitlm.model import BitLMConfig, BitLMForCausalLM
 
 Build = Callable[..., BitLMForCausalLM]
@@ -98,11 +97,6 @@ def test_token_loss_is_the_hand_loop(build: Build) -> None:
                 expected = token_nll(model, noisy[None], t[None], prepare(model, context[None]), targets[None])
                 torch.testing.assert_close(output.slot_loss[row, n, draw], expected[0], rtol=1e-3, atol=1e-4)
     assert output.loss.item() == pytest.approx(output.slot_loss.mean().item(), rel=1e-5)
-
-
-def test_a_token_loss_needs_token_probabilities(build: Build) -> None:
-    with pytest.raises(ConfigError, match="loss = token needs denoiser = codebook"):
-        build(denoiser="matched_filter")(batch(2), noise=noise_for(2, 4), diffusion=TOKEN)
 
 
 @pytest.mark.parametrize("loss", ["velocity", "bce", "x", "token"])

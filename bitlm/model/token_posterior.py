@@ -1,0 +1,93 @@
+"""The codebook's answer: p(y | A_t, C) over its tokens, all V or those that a sampler keeps, from scores that are
+computed when something is asked, in chunks of slots where they are many."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitlm.model.codebook import Codebook, bit_log_odds, posterior_scores
+from bitlm.model.state import BlockState, HeadConstants
+
+Reduce = Callable[..., Any]
+"""(log p + const [k, c] float32, codes [c, B] or [k, c, B], and more of the k slots) → what is asked of them."""
+
+
+@dataclass(frozen=True)
+class TokenPosterior:
+    """``evidence`` ℓ [n, m, B] and ``correction`` a [n, m, R] are those of the slots of ``block``. With ``scale`` the
+    first half of the blocks is conditional and the second half null, as for ``guided``."""
+
+    codebook: Codebook
+    constants: HeadConstants
+    block: BlockState
+    evidence: Tensor
+    correction: Tensor
+    scale: float | None = None
+
+    def log_odds(self) -> Tensor:
+        return self._reduce(bit_log_odds)
+
+    def best(self) -> tuple[Tensor, Tensor]:
+        def best(log_p: Tensor, codes: Tensor, *tokens: Tensor) -> tuple[Tensor, Tensor]:
+            top, index = log_p.max(-1)
+            return _id(index, *tokens), top - log_p.logsumexp(-1)
+
+        return self._reduce(best, *self._tokens())
+
+    def sample(self, uniform_nm: Tensor, temperature: float = 1.0) -> Tensor:
+        def sample(log_p: Tensor, codes: Tensor, uniform: Tensor, *tokens: Tensor) -> Tensor:
+            cumulative = (log_p.double() / temperature).softmax(-1).cumsum(-1)
+            index = torch.searchsorted(cumulative, uniform[..., None] * cumulative[..., -1:], right=True)
+            return _id(index.squeeze(-1).clamp(max=log_p.shape[-1] - 1), *tokens)
+
+        return self._reduce(sample, uniform_nm, *self._tokens())
+
+    def log_prob(self, ids_nm: Tensor) -> Tensor:
+        """-∞ for a token that is not among those of the block."""
+
+        def log_prob(log_p: Tensor, codes: Tensor, ids: Tensor, *tokens: Tensor) -> Tensor:
+            if not tokens:
+                return log_p.log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1)
+            own = torch.where(tokens[0] == ids[..., None], log_p, -torch.inf).amax(-1)
+            return own - log_p.logsumexp(-1)
+
+        return self._reduce(log_prob, ids_nm, *self._tokens())
+
+    def guided(self, scale: float) -> "TokenPosterior":
+        assert self.scale is None
+        return replace(self, scale=scale)
+
+    def _tokens(self) -> list[Tensor]:
+        """The ids of the tokens of each slot, where they are not all V."""
+        tokens = self.block.tokens
+        if tokens is None:
+            return []
+        return [tokens if self.scale is None else tokens[: len(tokens) // 2]]
+
+    def _reduce(self, reduce: Reduce, *slots: Tensor) -> Any:
+        over_tokens = self.codebook.over_tokens
+        if self.scale is None:
+
+            def of_slots(scores: Tensor, rows: Tensor, codes: Tensor, ev: Tensor, a: Tensor, *more: Tensor) -> Any:
+                return reduce(posterior_scores(scores, rows, codes, ev, a), codes, *more)
+
+            return over_tokens(of_slots, self.constants, self.block, self.evidence, self.correction, *slots)
+        # Of both branches the scores are wanted for one chunk of slots at a time.
+        conditional, null = self.block.halves()
+
+        def of_both(scores: Tensor, rows: Tensor, codes: Tensor, *both: Tensor) -> Any:
+            ev, a, null_scores, null_ev, null_a, *more = both
+            log_p = posterior_scores(scores, rows, codes, ev, a).log_softmax(-1)
+            null_log_p = posterior_scores(null_scores, rows, codes, null_ev, null_a).log_softmax(-1)
+            return reduce(torch.lerp(null_log_p, log_p, self.scale), codes, *more)
+
+        (ev, null_ev), (a, null_a) = self.evidence.chunk(2), self.correction.chunk(2)
+        return over_tokens(of_both, self.constants, conditional, ev, a, null.scores, null_ev, null_a, *slots)
+
+
+def _id(index: Tensor, tokens: Tensor | None = None) -> Tensor:
+    """Places among the tokens [...] → ids; ``tokens`` [..., c], where they are not all V."""
+    return index if tokens is None else tokens.gather(-1, index[..., None]).squeeze(-1)
