@@ -13,12 +13,13 @@ from pydantic import BaseModel
 
 from bitlm.artifacts.record import Record, fingerprint
 from bitlm.artifacts.store import Store
-from bitlm.config import Head, PipelineConfig
+from bitlm.config import EvaluateConfig, Head, PipelineConfig
 from bitlm.config.stages import InitKind, init_kind
 from bitlm.data.sources.state import corpus_identity, corpus_location, tokenizer_identity
 from bitlm.errors import ConfigError
 
-# Settings of the diffusion sampler. The evaluation of an LM head does not depend on them.
+# Settings of the diffusion sampler, whose defaults are the article's. The evaluation of an LM head does not depend on
+# them.
 SAMPLER_KEYS = {
     "num_steps",
     "guidance_scale",
@@ -72,28 +73,28 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             name="pretrain",
-            format=4,
+            format=5,
             roles=("tokens", "tokenizer", "init"),
             purpose="A model for each head of `config.pretrain.heads`.",
             task="bitlm_tasks.pretrain",
         ),
         Stage(
             name="finetune",
-            format=3,
+            format=4,
             roles=("pretrain", "corpus", "tokenizer"),
             purpose="The pretrained models, taught to summarize.",
             task="bitlm_tasks.finetune",
         ),
         Stage(
             name="evaluate",
-            format=2,
+            format=3,
             roles=("model", "corpus", "tokenizer"),
             purpose="Summaries and their ROUGE for the lead baseline and for every model.",
             task="bitlm_tasks.evaluate",
         ),
         Stage(
             name="report",
-            format=2,
+            format=3,
             roles=(),
             purpose="One page that shows it all.",
             task="bitlm_tasks.report",
@@ -148,8 +149,8 @@ def steps(config: PipelineConfig, replacements: Mapping[str, Record] | None = No
         pretrain = pretrained[head]
         finetune = _finetune(config, head, pretrain, corpus, tokenizer)
         trained += [pretrain, finetune]
-        evaluations.append(_evaluate(config, f"{head}-pretrained", pretrain, corpus, tokenizer))
-        evaluations.append(_evaluate(config, f"{head}-finetuned", finetune, corpus, tokenizer))
+        evaluations += _evaluations(config, f"{head}-pretrained", pretrain, corpus, tokenizer)
+        evaluations += _evaluations(config, f"{head}-finetuned", finetune, corpus, tokenizer)
     finetuned = [step for step in trained if step.stage == "finetune"]
     report = _report(config, evaluations, trained, tokens)
     return _replace([corpus, tokenizer, tokens, *pretrained.values(), *finetuned, *evaluations, report], replacements)
@@ -227,28 +228,32 @@ def _tokenizer(config: PipelineConfig, corpus: Step) -> Step:
     return _make("tokenizer", config.corpus.name, tokenizer_identity(section))
 
 
-def _pretrained(config: PipelineConfig, tokens: Step, tokenizer: Step, init: Record | None) -> dict[Head, Step]:
-    """The pretrain step of each head. The LM head's comes first if the diffusion head starts from it, and is there
-    even if the LM head is not configured.
+def _pretrained(config: PipelineConfig, tokens: Step, tokenizer: Step, init: Record | None) -> dict[str, Step]:
+    """The pretrain step of each head. If the diffusion head starts from an LM head of this pipeline, that ``start``
+    comes first and every head goes on from it, so that all have seen the same tokens when they are compared.
     """
     heads = config.pretrain.heads
     if init is not None and init.stage != "pretrain":
         raise ConfigError(f"init = {init.id}: training starts from a pretrain artifact")
     if init is None and _init_kind(config) == "lm" and "diffusion" in heads:
-        lm = _pretrain(config, "lm", tokens, tokenizer, None)
-        return {"lm": lm, "diffusion": _pretrain(config, "diffusion", tokens, tokenizer, lm)}
+        start = _pretrain(config, "lm", tokens, tokenizer, None, suffix="-start")
+        return {"start": start, **{head: _pretrain(config, head, tokens, tokenizer, start) for head in heads}}
     assert init is not None or _init_kind(config) != "artifact", "pass the record of init_records"
     return {head: _pretrain(config, head, tokens, tokenizer, init) for head in heads}
 
 
-def _pretrain(config: PipelineConfig, head: Head, tokens: Step, tokenizer: Step, init: Step | Record | None) -> Step:
+def _pretrain(
+    config: PipelineConfig, head: Head, tokens: Step, tokenizer: Step, init: Step | Record | None, suffix: str = ""
+) -> Step:
     excluded = {"scale"} if head == "diffusion" else {"scale", "head", "block_size", "slot_embedding"}
     model = config.model.model_dump(mode="json", exclude=excluded)
     identity = {"head": head, "model": model, **config.pretrain.identity_for(head)}
     del identity["init_from"]  # the input, or the state of the checkpoint, says what training starts from
     if init is None and _init_kind(config) in ("hub", "folder"):
         identity["init"] = _checkpoint_state(config)
-    name = f"{config.model.scale}-{head}"
+    if isinstance(init, Step):  # the order of the data goes on behind what the start has seen
+        identity["first_position"] = init.identity["steps"] * init.identity["batch_size"]
+    name = f"{config.model.scale}-{head}{suffix}"
     step = _make("pretrain", name, identity, config.pretrain.execution, tokens=tokens, tokenizer=tokenizer)
     return step if init is None else replace(step, inputs={**step.inputs, "init": init})
 
@@ -270,13 +275,19 @@ def _finetune(config: PipelineConfig, head: Head, pretrain: Step, corpus: Step, 
     return _make("finetune", f"{config.model.scale}-{head}", identity, config.finetune.execution, **inputs)
 
 
-def _evaluate(config: PipelineConfig, label: str, model: Step, corpus: Step, tokenizer: Step) -> Step:
+def _evaluations(config: PipelineConfig, label: str, model: Step, corpus: Step, tokenizer: Step) -> list[Step]:
+    """With the configured sampler and, for a diffusion head whose sampler is another one, also with the article's."""
     head = model.identity["head"]
     excluded = {"execution", "lead_sentences", *_default_tokenizer(config)} | (SAMPLER_KEYS if head == "lm" else set())
     identity = config.evaluate.model_dump(mode="json", exclude=excluded)
     identity |= {"system": "model", "head": head, "prompt": config.prompt.identity()}
+    identities = {label: identity}
+    article = identity | EvaluateConfig().model_dump(mode="json", include=SAMPLER_KEYS)
+    if head == "diffusion" and article != identity:
+        identities[f"{label}-article"] = article
     inputs = {"model": model, "corpus": corpus, "tokenizer": tokenizer}
-    return _make("evaluate", f"{config.model.scale}-{label}", identity, config.evaluate.execution, **inputs)
+    execution, scale = config.evaluate.execution, config.model.scale
+    return [_make("evaluate", f"{scale}-{name}", found, execution, **inputs) for name, found in identities.items()]
 
 
 def _lead(config: PipelineConfig, corpus: Step) -> Step:

@@ -25,14 +25,14 @@ from bitlm.evaluate import rouge
 from bitlm.evaluate.lead import lead
 from bitlm.evaluate.measures import MEASURES
 from bitlm.evaluate.predictions import SCHEMA, Prediction, batches, read_parts, to_parquet
-from bitlm.steps import Step
+from bitlm.steps import SAMPLER_KEYS, Step
 from bitlm_tasks.prediction_worker import PredictionWorker
 from bitlm_tasks.resources import Demand, Node, check_room, living_nodes
 from bitlm_tasks.run import Run, stage_task
 
 
 def build(step: Step, run: Run, work: Work) -> dict[str, Any]:
-    config = run.config.evaluate
+    config = _settings(step, run)
     corpus = run.input(step, "corpus")
     examples = list(read_examples(run.store, corpus, config.split, config.examples))
     if not examples:
@@ -41,7 +41,7 @@ def build(step: Step, run: Run, work: Work) -> dict[str, Any]:
         rows = [_lead(row, example, config.lead_sentences) for row, example in enumerate(examples)]
         predictions = pa.Table.from_pylist(rows, schema=SCHEMA)
     else:
-        predictions = _generate(step, run, storage.join(work.scratch, "parts"), examples)
+        predictions = _generate(step, run, config, storage.join(work.scratch, "parts"), examples)
     storage.write_atomic(storage.join(work.out, "predictions.parquet"), to_parquet(predictions))
     run.progress.update(1.0, f"scoring {len(examples):,} texts")
     texts, references = predictions["text"].to_pylist(), predictions["reference"].to_pylist()
@@ -63,19 +63,26 @@ def _lead(row: int, example: Example, sentences: int) -> Prediction:
     return dict(zip(SCHEMA.names, values, strict=True))
 
 
-def _generate(step: Step, run: Run, parts: str, examples: Sequence[Example]) -> pa.Table:
+def _settings(step: Step, run: Run) -> EvaluateConfig:
+    """Those of the run, with the sampler of the step."""
+    sampler = {key: step.identity[key] for key in SAMPLER_KEYS & step.identity.keys()}
+    return EvaluateConfig.model_validate(run.config.evaluate.model_dump() | sampler)
+
+
+def _generate(step: Step, run: Run, settings: EvaluateConfig, parts: str, examples: Sequence[Example]) -> pa.Table:
     """Predictions of a model for all examples, in their order."""
     model = run.input(step, "model")
     tokenizer = _tokenizer(run, model, run.input(step, "tokenizer"))
     prompts = encode_prompts(tokenizer, [example.document for example in examples], run.config.prompt)
     finished = set(read_parts(parts)["row"].to_pylist())
-    todo = batches([len(prompt) for prompt in prompts], finished, run.config.evaluate.execution.batch_size)
+    todo = batches([len(prompt) for prompt in prompts], finished, settings.execution.batch_size)
     if todo:
         run.ray()
-        check_room(Demand.of_evaluation(run.config.evaluate))
+        check_room(Demand.of_evaluation(settings))
         done = len(finished)
-        run.progress.update(done / len(examples), f"starting up to {run.config.evaluate.execution.num_actors} actor(s)")
-        for count in _counts(run, parts, model, [_item(rows, prompts, examples) for rows in todo]):
+        run.progress.update(done / len(examples), f"starting up to {settings.execution.num_actors} actor(s)")
+        worker = run.store.root, model.id, parts, run.config.prompt.max_summary_tokens, settings
+        for count in _counts(worker, settings, [_item(rows, prompts, examples) for rows in todo]):
             done += count
             run.progress.update(done / len(examples), f"{done:,} of {len(examples):,} texts")
     predictions = read_parts(parts)
@@ -100,18 +107,18 @@ def _item(rows: list[int], prompts: Sequence[list[int]], examples: Sequence[Exam
     }
 
 
-def _counts(run: Run, parts: str, model: Record, items: list[dict[str, Any]]) -> Iterator[int]:
-    """Predict all items with a pool of actors. Yields the number of rows of each batch when it is finished.
+def _counts(worker: tuple[Any, ...], settings: EvaluateConfig, items: list[dict[str, Any]]) -> Iterator[int]:
+    """Predict all items with a pool of actors, each made with the arguments ``worker``. Yields the number of rows of
+    each batch when it is finished.
 
     A lost actor is replaced and its batch repeated. A BitLMError in an actor is raised here with its own type.
     """
-    settings = run.config.evaluate
     _quiet()
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         PredictionWorker,
         batch_size=1,  # one item; Ray Data takes no None with a GPU
         batch_format="pyarrow",
-        fn_constructor_args=(run.store.root, model.id, parts, run.config.prompt.max_summary_tokens, settings),
+        fn_constructor_args=worker,
         compute=ActorPoolStrategy(min_size=1, max_size=settings.execution.num_actors),
         num_cpus=actor_cpus(settings, living_nodes()),
         num_gpus=1 if settings.execution.use_gpu else None,

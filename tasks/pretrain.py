@@ -32,6 +32,7 @@ def build(step: Step, run: Run, work: Work) -> dict[str, Any]:
         model=run.config.model,
         config=config,
         start=_start(step, run, tokenizer),
+        first_position=step.identity.get("first_position", 0),
     )
     return fit(partial(pretrain_setup, inputs), config, step, run, work)
 

@@ -44,7 +44,8 @@ class StartWeights:
 
 @dataclass(frozen=True)
 class PretrainInputs:
-    """A pretraining: artifacts below ``root``, configuration, and the weights to start from (None: untrained)."""
+    """A pretraining: artifacts below ``root``, configuration, the weights to start from (None: untrained), and the
+    position of the training order at which it begins."""
 
     root: str
     tokens: Record
@@ -53,6 +54,7 @@ class PretrainInputs:
     model: ModelConfig
     config: PretrainConfig
     start: StartWeights | None
+    first_position: int
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def pretrain_setup(inputs: PretrainInputs, folders: Folders) -> Setup:
     info = load_tokenizer(store, inputs.tokenizer).info
     vocabulary = Vocabulary(info.vocab_size, info.num_bits, info.end_id, info.pad_id)
     architecture = BitLMConfig.from_sections(inputs.model, inputs.head, vocabulary)
-    batches = open_pretrain(store, inputs.tokens, config)
+    batches = open_pretrain(store, inputs.tokens, config, inputs.first_position)
 
     def initial_model() -> BitLMForCausalLM:
         torch.manual_seed(config.seed)

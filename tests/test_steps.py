@@ -3,7 +3,7 @@ import pytest
 from bitlm.artifacts.record import Record
 from bitlm.config import configure
 from bitlm.errors import ConfigError, SourceError
-from bitlm.steps import ROLES, STAGES, Step, init_records, steps
+from bitlm.steps import ROLES, SAMPLER_KEYS, STAGES, Step, init_records, steps
 
 
 def _by_key(*assignments: str) -> dict[str, Step]:
@@ -48,7 +48,8 @@ def test_a_given_record_takes_the_place_of_the_step_of_its_stage_and_head():
     record = Record.model_construct(id="finetune/x@v1", stage="finetune", identity=identity, fingerprint="0")
     plain, replaced = steps(configure("tiny")), steps(configure("tiny"), {"model": record})
     changed = {after.key for before, after in zip(plain, replaced, strict=True) if before.inputs != after.inputs}
-    assert changed == {"evaluate/tiny-diffusion-finetuned", "report/tiny"}
+    evaluated = {"evaluate/tiny-diffusion-finetuned", "evaluate/tiny-diffusion-finetuned-article"}
+    assert changed == evaluated | {"report/tiny"}
     by_key = {step.key: step for step in replaced}
     evaluation = by_key["evaluate/tiny-diffusion-finetuned"]
     assert evaluation.inputs["model"] is record
@@ -57,15 +58,35 @@ def test_a_given_record_takes_the_place_of_the_step_of_its_stage_and_head():
     assert report.inputs["finetune:diffusion"] is by_key["finetune/tiny-diffusion"]
 
 
-def test_both_heads_are_evaluated_pretrained_and_finetuned_beside_the_lead():
-    evaluated = {key for key in _by_key() if key.startswith("evaluate/")}
-    assert evaluated == {
-        "evaluate/tiny-lead",
-        "evaluate/tiny-diffusion-pretrained",
-        "evaluate/tiny-diffusion-finetuned",
-        "evaluate/tiny-lm-pretrained",
-        "evaluate/tiny-lm-finetuned",
-    }
+OWN_SAMPLER = {
+    "evaluate/tiny-lead",
+    "evaluate/tiny-diffusion-pretrained",
+    "evaluate/tiny-diffusion-finetuned",
+    "evaluate/tiny-lm-pretrained",
+    "evaluate/tiny-lm-finetuned",
+}
+
+
+def test_a_diffusion_head_is_also_evaluated_with_the_articles_sampler():
+    by_key = _by_key()
+    articles = {"evaluate/tiny-diffusion-pretrained-article", "evaluate/tiny-diffusion-finetuned-article"}
+    assert {key for key in by_key if key.startswith("evaluate/")} == OWN_SAMPLER | articles
+    assert articles <= {made.key for made in by_key["report/tiny"].inputs.values()}
+    own, article = (by_key[f"evaluate/tiny-diffusion-finetuned{suffix}"] for suffix in ("", "-article"))
+    theirs = {"num_steps": 15, "guidance_scale": 9.0, "guidance_form": "prediction", "stagger": 0.0, "void": "clamp"}
+    assert theirs.items() <= article.identity.items()
+    assert {key for key in own.identity if own.identity[key] != article.identity[key]} <= SAMPLER_KEYS
+    assert own.inputs == article.inputs
+
+
+@pytest.mark.parametrize("preset", ["tiny-article", "0.6b"])
+def test_where_the_sampler_is_the_articles_there_is_one_row(preset, monkeypatch):
+    monkeypatch.setattr("bitlm.steps.corpus_identity", lambda section: {})
+    monkeypatch.setattr("bitlm.steps.corpus_location", lambda section: {})
+    monkeypatch.setattr("bitlm.steps.tokenizer_identity", lambda section: {})
+    keys = [step.key for step in steps(configure(preset)) if step.stage == "evaluate"]
+    assert len(keys) == 5
+    assert not any(key.endswith("article") for key in keys)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +109,8 @@ def test_a_change_reaches_exactly_what_depends_on_it():
     assert _changed("pretrain.diffusion.noise_draws=2") == diffusion | {"report/tiny"}
     assert _changed("model.block_size=8") == diffusion | {"report/tiny"}
     assert _changed("evaluate.lead_sentences=2") == {"evaluate/tiny-lead", "report/tiny"}
-    assert _changed("evaluate.num_steps=4") == {k for k in diffusion if k.startswith("evaluate/")} | {"report/tiny"}
+    own = {key for key in diffusion & OWN_SAMPLER}
+    assert _changed("evaluate.num_steps=4") == own | {"report/tiny"}
     assert _changed("pretrain.steps=3") == lm | diffusion | {"report/tiny"}
     assert _changed("tokenizer.vocab_size=999") == set(_by_key()) - {"corpus/tiny", "evaluate/tiny-lead"}
 
@@ -104,21 +126,23 @@ PLAIN = "pretrain.init_from=null"
 
 
 @pytest.mark.parametrize("heads", ['["diffusion", "lm"]', '["diffusion"]'])
-def test_the_diffusion_head_may_start_from_this_pipelines_lm_head(heads):
-    chosen = f"pretrain.heads={heads}"
-    plain, started = _by_key(PLAIN, chosen), _by_key("pretrain.init_from=lm", chosen)
-    lm, diffusion = started["pretrain/tiny-lm"], started["pretrain/tiny-diffusion"]
-    assert list(started).index("pretrain/tiny-lm") < list(started).index("pretrain/tiny-diffusion")
-    assert diffusion.inputs["init"] is lm
-    assert lm.fingerprint == _by_key(PLAIN)["pretrain/tiny-lm"].fingerprint
-    assert diffusion.fingerprint != plain["pretrain/tiny-diffusion"].fingerprint
-    assert diffusion.identity == plain["pretrain/tiny-diffusion"].identity
-    assert set(started) == set(plain) | {"pretrain/tiny-lm"}
-    other = _by_key("pretrain.init_from=lm", "pretrain.diffusion.noise_draws=2")
-    assert other["pretrain/tiny-lm"].fingerprint == lm.fingerprint
+def test_all_heads_go_on_from_one_lm_head_of_this_pipeline(heads):
+    chosen = f"pretrain.heads={heads}", "pretrain.steps=7", "pretrain.batch_size=6"
+    plain, started = _by_key(PLAIN, *chosen), _by_key("pretrain.init_from=lm", *chosen)
+    assert set(started) == set(plain) | {"pretrain/tiny-lm-start"}
+    start = started["pretrain/tiny-lm-start"]
+    assert start.fingerprint == _by_key(PLAIN, *chosen[1:])["pretrain/tiny-lm"].fingerprint
+    for key in [key for key in plain if key.startswith("pretrain/")]:
+        assert list(started).index(start.key) < list(started).index(key)
+        assert started[key].inputs["init"] is start
+        assert started[key].identity == plain[key].identity | {"first_position": 42}
+        assert started[key].fingerprint != plain[key].fingerprint
+    assert start.key not in {made.key for made in started["report/tiny"].inputs.values()}
+    other = _by_key("pretrain.init_from=lm", *chosen, "pretrain.diffusion.noise_draws=2")
+    assert other[start.key].fingerprint == start.fingerprint
 
 
-def test_the_lm_head_ignores_its_own_name_as_a_start():
+def test_the_lm_head_alone_has_no_start():
     plain, started = (_by_key(given, 'pretrain.heads=["lm"]') for given in (PLAIN, "pretrain.init_from=lm"))
     assert {key: step.fingerprint for key, step in started.items()} == {k: s.fingerprint for k, s in plain.items()}
 
@@ -134,6 +158,7 @@ def test_a_given_artifact_is_the_start_of_both_heads():
     for step in by_input:
         assert by_id[step.key].fingerprint == step.fingerprint
         assert (step.inputs.get("init") is record) == (step.stage == "pretrain")
+        assert "first_position" not in step.identity
     with pytest.raises(ConfigError, match=r"init = finetune/x@v1: training starts from a pretrain artifact"):
         steps(config, {"init": record.model_copy(update={"id": "finetune/x@v1", "stage": "finetune"})})
 

@@ -215,7 +215,7 @@ class PretrainConfig(TrainConfig):
     init_from: str | None = Field(
         None,
         min_length=1,
-        description="lm (the pipeline's own LM head), pretrain/NAME[@vN], a folder or hub:OWNER/NAME",
+        description="lm (an LM head of this pipeline, trained first), pretrain/NAME[@vN], a folder or hub:OWNER/NAME",
     )
     execution: PretrainExecution = PretrainExecution()
 

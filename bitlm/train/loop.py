@@ -58,7 +58,8 @@ class Setup:
 
 
 def train(setup: Setup, *, report: Report) -> dict[str, Any]:
-    """Run to the last step and write ``model/`` and ``metrics.jsonl`` below ``folders.out``; returns the final figures.
+    """Run to the last step and write ``model/`` and ``metrics.jsonl`` below ``folders.out``; returns the final figures
+    (``train_seconds``: of the steps, validation not included).
 
     Every rank calls it (torch.distributed started before, or not at all for one rank), and each gets the same figures.
     ``report`` is called on rank 0 with every line of metrics. Resumes from the newest complete checkpoint. Raises
@@ -171,5 +172,6 @@ def _summary(lines: list[str], model: BitLMForCausalLM) -> dict[str, Any]:
         "steps": steps[-1]["step"],
         "tokens": tokens,
         "tokens_per_second": tokens / seconds,
+        "train_seconds": seconds,
         "parameters": {"backbone": total - head, "head": head, "total": total},
     }

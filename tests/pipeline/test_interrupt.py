@@ -13,6 +13,6 @@ def test_ctrl_c_ends_within_ten_seconds(finished):
 
 
 def test_the_next_run_continues(finished):
-    resumed = Store(str(finished.root)).load("pretrain/tiny-lm@v1").metrics
+    resumed = Store(str(finished.root)).load("pretrain/tiny-lm-start@v1").metrics
     assert resumed["steps"] == SETTINGS["pretrain"]["steps"]
     assert resumed["resumed_from_step"] > 0

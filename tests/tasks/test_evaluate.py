@@ -175,9 +175,12 @@ class Watcher:
             self.then()
 
 
-def evaluation(made: Made, system: str, *assignments: str, name: str = "x") -> tuple[Step, Run]:
+def evaluation(
+    made: Made, system: str, *assignments: str, name: str = "x", sampler: dict[str, Any] | None = None
+) -> tuple[Step, Run]:
+    """``sampler``: settings of the step that are not those of the configuration."""
     config = configure("tiny", [*SETTINGS, *assignments])
-    identity = {"system": "lead" if system == "lead" else "model", "head": system}
+    identity = {"system": "lead" if system == "lead" else "model", "head": system, **(sampler or {})}
     inputs = {"corpus": made.corpus}
     if system != "lead":
         inputs |= {"model": made.models[system], "tokenizer": made.tokenizer}
@@ -186,9 +189,9 @@ def evaluation(made: Made, system: str, *assignments: str, name: str = "x") -> t
     return Step("evaluate", name, identity, {}, inputs), run
 
 
-def built(made: Made, system: str, *assignments: str, name: str) -> dict[str, bytes]:
+def built(made: Made, system: str, *assignments: str, name: str, **options: Any) -> dict[str, bytes]:
     """The files of one evaluation, which is then thrown away."""
-    step, run = evaluation(made, system, *assignments, name=name)
+    step, run = evaluation(made, system, *assignments, name=name, **options)
     work = made.store.begin("evaluate", name, step.fingerprint)
     try:
         evaluate.build(step, run, work)
@@ -254,9 +257,12 @@ def test_the_example_texts_can_tell_a_fault(made: Made) -> None:
         assert all(steps > 0 and steps % calls == 0 for _, _, steps in found)
 
 
-def test_batches_and_actors_change_nothing(made: Made) -> None:
+def test_batches_and_actors_change_nothing_and_the_sampler_is_the_steps(made: Made) -> None:
     settings = "evaluate.execution.batch_size=3", "evaluate.execution.num_actors=2"
-    assert_direct(built(made, "diffusion", *settings, name="few-diffusion"), made, "diffusion")
+    others = "evaluate.num_steps=9", "evaluate.stagger=0.1"
+    sampler = {"num_steps": 3, "stagger": 0.5}
+    found = built(made, "diffusion", *settings, *others, name="few-diffusion", sampler=sampler)
+    assert_direct(found, made, "diffusion")
 
 
 @pytest.mark.parametrize("head", ["diffusion", "lm"])

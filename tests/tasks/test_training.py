@@ -86,6 +86,8 @@ def test_a_killed_worker_changes_nothing(tmp_path: Path) -> None:
     assert (figures["restarts"], figures["steps"]) == (1, 6)
     assert figures["validation_nats_per_token"] == metrics(tmp_path / "killed")[-1]["validation_nats_per_token"]
     assert figures["parameters"]["total"] == sum(value.numel() for value in killed.values())
+    seconds = sum(line.get("seconds", 0) for line in metrics(tmp_path / "killed"))  # those before the kill too
+    assert figures["train_seconds"] == pytest.approx(seconds)
     assert reported[0] == (0.0, "starting 1 worker(s)")
 
 

@@ -31,9 +31,15 @@ class PretrainBatches:
     """
 
     def __init__(
-        self, train: OpenShards, validation: OpenShards, config: PretrainConfig, bytes_per_token: float | None
+        self,
+        train: OpenShards,
+        validation: OpenShards,
+        config: PretrainConfig,
+        bytes_per_token: float | None,
+        first_position: int = 0,
     ) -> None:
-        """Raises ConfigError if no training shard holds a sequence."""
+        """``first_position`` of the training order is position 0 here. Raises ConfigError if no training shard holds a
+        sequence."""
         length = config.sequence_length
         self._train, self._validation = Sequences(train, length), Sequences(validation, length)
         if len(self._train) == 0:
@@ -41,12 +47,14 @@ class PretrainBatches:
                 f"pretrain.sequence_length = {length} is more than any of the {len(train)} training shards holds"
             )
         self._order = Order(self._train.per_shard, config.seed, config.window_shards)
+        self._first = first_position
         self.bytes_per_token = bytes_per_token
         self.validation_count = len(self._validation)
         self.unused_tokens = self._train.unused_tokens
 
     def train(self, positions: Sequence[int]) -> Batch:
-        """ids [b, L] at positions of the training order."""
+        """ids [b, L] at positions of the training order, counted from the first one."""
+        positions = np.asarray(positions) + self._first
         indices, epochs = self._order(positions)
         ids = np.empty((len(indices), self._train.length), dtype=np.int64)
         for here, now, soon in self._order.windows(positions):
@@ -98,8 +106,9 @@ class FinetuneBatches:
         """Nothing to release."""
 
 
-def open_pretrain(store: Store, tokens: Record, config: PretrainConfig) -> PretrainBatches:
-    """The batches of a tokens artifact; each shard is verified before it is first read.
+def open_pretrain(store: Store, tokens: Record, config: PretrainConfig, first_position: int = 0) -> PretrainBatches:
+    """The batches of a tokens artifact, from a position of the training order on; each shard is verified before it is
+    first read.
 
     Raises ArtifactError naming the file that is wrong, here or when it is met.
     """
@@ -108,7 +117,7 @@ def open_pretrain(store: Store, tokens: Record, config: PretrainConfig) -> Pretr
     validation = summary["splits"]["validation"]
     counted = validation["tokens"] - validation["filling"]
     bytes_per_token = validation["text_bytes"] / counted if counted else None
-    return PretrainBatches(shards["train"], shards["validation"], config, bytes_per_token)
+    return PretrainBatches(shards["train"], shards["validation"], config, bytes_per_token, first_position)
 
 
 def open_finetune(store: Store, corpus: Record, summary_format: SummaryFormat, seed: int) -> FinetuneBatches:

@@ -85,6 +85,15 @@ def test_any_number_of_readers_sees_the_batches_from_any_step(made: tuple[Store,
     assert whole[-1].epochs[-1] == (5 * batch - 1) // EPOCH
 
 
+def test_a_first_position_shifts_the_training_order_alone(made: tuple[Store, Record]) -> None:
+    config = PretrainConfig(sequence_length=16, seed=3, window_shards=2)
+    whole, later = open_pretrain(*made, config), open_pretrain(*made, config, first_position=13)
+    expected, batch = whole.train(range(13, 13 + 2 * EPOCH)), later.train(range(2 * EPOCH))
+    assert batch.input_ids.equal(expected.input_ids)
+    assert (batch.indices, batch.epochs) == (expected.indices, expected.epochs)
+    assert later.validation([0, 1]).input_ids.equal(whole.validation([0, 1]).input_ids)
+
+
 def test_sequences_longer_than_every_shard_are_refused(made: tuple[Store, Record]) -> None:
     with pytest.raises(ConfigError, match=r"pretrain\.sequence_length = 128 is more than any of the 7"):
         pretrain(*made, length=128)
