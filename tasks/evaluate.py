@@ -24,7 +24,7 @@ from bitlm.errors import ArtifactError, SourceError
 from bitlm.evaluate import rouge
 from bitlm.evaluate.lead import lead
 from bitlm.evaluate.measures import MEASURES
-from bitlm.evaluate.predictions import SCHEMA, Prediction, batches, read_parts, to_parquet
+from bitlm.evaluate.predictions import SCHEMA, Prediction, batches, costs, read_parts, to_parquet, with_scores
 from bitlm.steps import SAMPLER_KEYS, Step
 from bitlm_tasks.prediction_worker import PredictionWorker
 from bitlm_tasks.resources import Demand, Node, check_room, living_nodes
@@ -42,24 +42,23 @@ def build(step: Step, run: Run, work: Work) -> dict[str, Any]:
         predictions = pa.Table.from_pylist(rows, schema=SCHEMA)
     else:
         predictions = _generate(step, run, config, storage.join(work.scratch, "parts"), examples)
-    storage.write_atomic(storage.join(work.out, "predictions.parquet"), to_parquet(predictions))
     run.progress.update(1.0, f"scoring {len(examples):,} texts")
     texts, references = predictions["text"].to_pylist(), predictions["reference"].to_pylist()
-    scores = rouge.score(texts, references, config.bootstrap_samples, config.seed, config.tokenizer)
+    values = rouge.score_pairs(texts, references, config.tokenizer)
+    scored = with_scores(predictions, values)
+    storage.write_atomic(storage.join(work.out, "predictions.parquet"), to_parquet(scored))
+    scores = rouge.summarize(values, texts, references, config.bootstrap_samples, config.seed, config.tokenizer)
     if (note := rouge.unread_note(scores)) is not None:
         run.console.print(f"warning: {step.key}: {note}", soft_wrap=True)
     storage.write_atomic(storage.join(work.out, "scores.json"), json.dumps(scores, indent=1).encode())
     figures = {measure: scores[measure]["f1"] for measure in MEASURES}
-    calls = sum(predictions["steps"].to_pylist()) / len(examples)
-    saved = sum(count or 0 for count in predictions["saved"].to_pylist()) / len(examples)
-    costs = {"mean_head_calls": calls, "mean_head_calls_saved": saved}
     unread = {f"unread_{side}": count for side, count in scores["unread"].items()}
-    return {**figures, "examples": len(examples), "empty": scores["empty"], **costs, **unread}
+    return {**figures, "examples": len(examples), "empty": scores["empty"], **costs(predictions), **unread}
 
 
 def _lead(row: int, example: Example, sentences: int) -> Prediction:
     text = lead(example.document, sentences)
-    values = row, example.id, None, text, example.summary, 0, None
+    values = row, example.id, None, text, example.summary, 0, None, None, None
     return dict(zip(SCHEMA.names, values, strict=True))
 
 

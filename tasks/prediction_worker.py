@@ -47,5 +47,7 @@ class PredictionWorker:
     def _write(self, item: dict[str, Any]) -> None:
         texts, output = self._predictor.texts(item["rows"], item["prompts"], self._max_new_tokens, self._settings)
         lengths = [len(prompt) for prompt in item["prompts"]]
-        columns = item["rows"], item["ids"], lengths, texts, item["references"], output.calls, output.saved
+        tokens = [len(ids) + ended for ids, ended in zip(output.ids, output.ended, strict=True)]
+        about = item["rows"], item["ids"], lengths, texts, item["references"]
+        columns = *about, output.calls, output.saved, tokens, output.blocks
         write_part(self._parts, [dict(zip(SCHEMA.names, line, strict=True)) for line in zip(*columns, strict=True)])

@@ -9,7 +9,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
@@ -18,6 +20,7 @@ from bitlm.artifacts.store import Store
 from bitlm.config import EvaluateConfig
 from bitlm.data.shards.tokenizer import INFO_FILE, TOKENIZER_FILE, TextTokenizer
 from bitlm.errors import ArtifactError
+from bitlm.evaluate.measures import MEASURES
 from bitlm.generation import GenerateOutput, Sampling
 from bitlm.model import BitLMForCausalLM
 
@@ -30,8 +33,12 @@ SCHEMA = pa.schema(
         pa.field("reference", pa.string(), nullable=False),
         pa.field("steps", pa.int32(), nullable=False),  # calls of the output head
         pa.field("saved", pa.int32()),  # calls that adaptive commitment saved; null for a system without a model
+        pa.field("new_tokens", pa.int32()),  # with the end token; null for a system without a model
+        pa.field("blocks", pa.int32()),  # backbone passes, one for each block; null for a system without a model
     ]
 )
+"""What a system wrote. ``predictions.parquet`` also has the F1 ×100 of each row, a column for each ROUGE measure."""
+COSTS = "steps", "saved", "new_tokens", "blocks"
 Prediction = dict[str, Any]
 """One row of ``SCHEMA``."""
 
@@ -111,6 +118,31 @@ def read_parts(folder: str) -> pa.Table:
     """All predictions in a folder of parts, by row."""
     parts = [read(storage.join(folder, path)) for path in storage.list_files(folder) if path.endswith(".parquet")]
     return pa.concat_tables([SCHEMA.empty_table(), *parts]).combine_chunks().sort_by("row")
+
+
+def with_scores(predictions: pa.Table, values: np.ndarray) -> pa.Table:
+    """With the columns of ``scores_of``: values [examples, measures] as from ``rouge.score_pairs``."""
+    for measure, column in zip(MEASURES, values.T, strict=True):
+        predictions = predictions.append_column(measure, pa.array(column))
+    return predictions
+
+
+def scores_of(predictions: pa.Table) -> np.ndarray:
+    """F1 ×100 of every example, [examples, measures], columns as ``MEASURES``."""
+    return np.stack([predictions[measure].to_numpy() for measure in MEASURES], axis=1)
+
+
+def costs(predictions: pa.Table) -> dict[str, float]:
+    """What the texts of a model took: means over the examples, and per new token. Empty for a system without one."""
+    if predictions["blocks"].null_count:
+        return {}
+    calls, saved, tokens, blocks = (pc.sum(predictions[name]).as_py() for name in COSTS)
+    return {
+        "mean_head_calls": calls / len(predictions),
+        "mean_head_calls_saved": saved / len(predictions),
+        "head_calls_per_token": calls / tokens,
+        "backbone_passes_per_token": blocks / tokens,
+    }
 
 
 def read(url: str) -> pa.Table:

@@ -73,10 +73,35 @@ def bootstrap(values: np.ndarray, samples: int, seed: int, level: float = 0.95) 
     return np.percentile(means, [tail, 100 - tail], axis=0)
 
 
+def paired(values: np.ndarray, against: np.ndarray, samples: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """``{"rouge1": {"difference", "low", "high"}, …, "examples"}``: the mean difference of two systems on the same
+    examples, first minus second, each as from ``score_pairs``, with the interval of a paired bootstrap (Koehn 2004):
+    both systems are scored on each resample of the examples.
+
+    Raises ValueError if the two differ in shape.
+    """
+    if values.shape != against.shape:
+        raise ValueError(f"{len(values)} examples cannot be paired with {len(against)}")
+    differences = values - against  # the difference of the means over a resample is the mean of these
+    means, (low, high) = differences.mean(axis=0), bootstrap(differences, samples, seed)
+    figures = {
+        measure: {"difference": round(float(mean), 4), "low": round(float(a), 4), "high": round(float(b), 4)}
+        for measure, mean, a, b in zip(MEASURES, means, low, high, strict=True)
+    }
+    return {**figures, "examples": len(values)}
+
+
 def summarize(
-    values: np.ndarray, samples: int = 1000, seed: int = 0, tokenizer: WordTokenizer = "rouge"
+    values: np.ndarray,
+    predictions: Sequence[str],
+    references: Sequence[str],
+    samples: int = 1000,
+    seed: int = 0,
+    tokenizer: WordTokenizer = "rouge",
 ) -> dict[str, Any]:
-    """``{"rouge1": {"f1", "low", "high"}, …, "examples", "implementation", …}`` from ``score_pairs``."""
+    """``{"rouge1": {"f1", "low", "high"}, …, "examples", "implementation", …}`` from ``score_pairs``, with the number
+    of empty predictions, and for each side the number of texts of which the tokenizer keeps nothing or less than half
+    (``is_unread``)."""
     assert len(values), "no example to score"
     means, (low, high) = values.mean(axis=0), bootstrap(values, samples, seed)
     scores = {
@@ -90,6 +115,11 @@ def summarize(
         "tokenizer": tokenizer,
         "newlines": NEWLINES,
         "interval": {"level": 0.95, "method": "percentile bootstrap over examples", "samples": samples, "seed": seed},
+        "empty": sum(not prediction.strip() for prediction in predictions),
+        "unread": {
+            side: sum(is_unread(text, tokenizer) for text in texts)
+            for side, texts in (("predictions", predictions), ("references", references))
+        },
     }
 
 
@@ -100,16 +130,9 @@ def score(
     seed: int = 0,
     tokenizer: WordTokenizer = "rouge",
 ) -> dict[str, Any]:
-    """``summarize(score_pairs(…))``, with the number of empty predictions, and for each side the number of texts of
-    which the tokenizer keeps nothing or less than half (``is_unread``).
-
-    Raises SourceError for a pair that is too long to be compared.
-    """
-    empty = sum(not prediction.strip() for prediction in predictions)
-    sides = {"predictions": predictions, "references": references}
-    unread = {side: sum(is_unread(text, tokenizer) for text in texts) for side, texts in sides.items()}
+    """``summarize(score_pairs(…))``. Raises SourceError for a pair that is too long to be compared."""
     values = score_pairs(predictions, references, tokenizer)
-    return summarize(values, samples, seed, tokenizer) | {"empty": empty, "unread": unread}
+    return summarize(values, predictions, references, samples, seed, tokenizer)
 
 
 def unread_note(scores: Mapping[str, Any]) -> str | None:
@@ -130,22 +153,38 @@ def score_files(
     samples: int = 1000,
     seed: int = 0,
     tokenizer: WordTokenizer = "rouge",
+    against: str | None = None,
 ) -> dict[str, Any]:
-    """Score two files (paths or URLs): ``.txt`` (one example per line) or ``.jsonl``, also ``.gz``, or ``.parquet``.
+    """Score files (paths or URLs): ``.txt`` (one example per line) or ``.jsonl``, also ``.gz``, or ``.parquet``.
 
-    Raises SourceError, naming the file, when one cannot be read, has no fitting column, or the lengths differ.
+    The predictions of another system, ``against``, add ``{"against": {"scores": …, "paired": …}}``: ``score`` of these,
+    and ``paired`` of the first minus them. Raises SourceError, naming the file, when one cannot be read, has no fitting
+    column, or the lengths differ.
     """
-    predicted = _texts(predictions, PREDICTION_COLUMNS)
     expected = _texts(references, REFERENCE_COLUMNS)
+    predicted = _predicted(predictions, references, len(expected))
+    values = score_pairs(predicted, expected, tokenizer)
+    scores = summarize(values, predicted, expected, samples, seed, tokenizer)
+    if against is None:
+        return scores
+    others = _predicted(against, references, len(expected))
+    other_values = score_pairs(others, expected, tokenizer)
+    other_scores = summarize(other_values, others, expected, samples, seed, tokenizer)
+    return scores | {"against": {"scores": other_scores, "paired": paired(values, other_values, samples, seed)}}
+
+
+def _predicted(predictions: str, references: str, expected: int) -> list[str]:
+    """The texts of a file of predictions, as many as there are references."""
+    predicted = _texts(predictions, PREDICTION_COLUMNS)
     sides = storage.redact(predictions), storage.redact(references)
-    if len(predicted) != len(expected):
+    if len(predicted) != expected:
         raise SourceError(
-            f"{sides[0]} has {len(predicted)} predictions but {sides[1]} has {len(expected)} references: "
+            f"{sides[0]} has {len(predicted)} predictions but {sides[1]} has {expected} references: "
             "line i of one must belong to line i of the other"
         )
     if not predicted:
         raise SourceError(f"{sides[0]} is empty: there is nothing to score")
-    return score(predicted, expected, samples, seed, tokenizer)
+    return predicted
 
 
 def _by_line(text: str) -> str:

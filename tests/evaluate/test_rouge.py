@@ -137,6 +137,39 @@ def test_bootstrap_width_follows_the_standard_error() -> None:
     assert high[0] - low[0] == pytest.approx(2 * 1.96 * 2 / 4000**0.5, rel=0.12)
 
 
+def test_a_paired_difference_equals_a_loop_that_scores_both_systems() -> None:
+    rng = np.random.default_rng(4)
+    ours, theirs = rng.uniform(0, 100, (2, 23, 4))
+    found = rouge.paired(ours, theirs, samples=30, seed=6)
+    drawn = np.random.default_rng(6)
+    for column, measure in enumerate(rouge.MEASURES):
+        assert found[measure]["difference"] == pytest.approx(
+            ours[:, column].mean() - theirs[:, column].mean(), abs=6e-5
+        )
+    resampled = []
+    for _ in range(30):
+        picked = drawn.integers(0, 23, 23).tolist()
+        resampled.append([sum(values[i][2] for i in picked) / 23 for values in (ours, theirs)])
+    low, high = np.percentile([a - b for a, b in resampled], [2.5, 97.5])
+    assert (found["rougeL"]["low"], found["rougeL"]["high"]) == pytest.approx((low, high), abs=6e-5)
+    assert found["examples"] == 23
+    with pytest.raises(ValueError, match="23 examples cannot be paired with 22"):
+        rouge.paired(ours, theirs[:22])
+
+
+def test_what_both_systems_share_does_not_widen_their_difference() -> None:
+    """Of normal scores with a common part, the standard error of the difference is known."""
+    rng = np.random.default_rng(5)
+    shared = rng.normal(30, 20, (2000, 1))
+    ours, theirs = (shared + mean + rng.normal(0, 1, (2000, 4)) for mean in (0.5, 0.0))
+    found = rouge.paired(ours, theirs)["rouge1"]
+    stderr = (2 / 2000) ** 0.5
+    assert found["difference"] == pytest.approx(0.5, abs=4 * stderr)
+    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * stderr, rel=0.12)
+    constant = rouge.paired(ours + 2, ours)["rougeL"]
+    assert constant == {"difference": 2.0, "low": 2.0, "high": 2.0}
+
+
 @pytest.mark.parametrize(("system", "expected"), [("lead", (16.01, 1.58, 11.79)), ("ptgen", (29.34, 9.17, 23.04))])
 def test_published_outputs_on_the_whole_xsum_test_set(samples: Path, system: str, expected: tuple[float, ...]) -> None:
     folder = samples / "xsum_outputs"
@@ -161,6 +194,19 @@ def test_files_of_every_kind_score_alike(tmp_path: Path, kind: str) -> None:
         for side, column, texts in (("p", "text", ours), ("r", "reference", theirs))
     ]
     assert rouge.score_files(*paths) == rouge.score(ours, theirs)
+
+
+def test_a_second_system_is_scored_and_paired(tmp_path: Path) -> None:
+    texts = {"p": ["the cat", "a dog ran", ""], "q": ["the cat sat", "a", "ox"], "r": ["the cat sat", "a dog", "ox"]}
+    paths = {name: write(tmp_path / f"{name}.txt", "text", lines) for name, lines in texts.items()}
+    found = rouge.score_files(paths["p"], paths["r"], against=paths["q"])
+    against = found.pop("against")
+    assert found == rouge.score(texts["p"], texts["r"])
+    assert against["scores"] == rouge.score(texts["q"], texts["r"])
+    pairs = (rouge.score_pairs(texts[name], texts["r"]) for name in "pq")
+    assert against["paired"] == rouge.paired(*pairs)
+    with pytest.raises(SourceError, match=r"short\.txt has 1 predictions but .*r\.txt has 3 references"):
+        rouge.score_files(paths["p"], paths["r"], against=write(tmp_path / "short.txt", "text", ["a"]))
 
 
 def test_our_own_predictions_file_serves_on_both_sides(tmp_path: Path) -> None:

@@ -51,6 +51,7 @@ FILES: dict[str, bytes | Callable[[Path], None]] = {
     "no-weights/config.json": _write_config(),
     "scripts.txt": "The cat sat.\n你好，世界。\nОн ушёл домой.\nประเทศไทย\n".encode(),
     "two.txt": b"one\ntwo\n",
+    "other.txt": b"one\nthree\n",
     "two.csv": b"text\none\n",
     "null.jsonl": b'{"text": "one"}\n{"text": null}\n',
     "blank.jsonl": b'{"text": "one"}\n\n{"text": "two"}\n',

@@ -209,8 +209,8 @@ def files(folder: str) -> dict[str, bytes]:
     return {path: storage.read_bytes(storage.join(folder, path)) for path in storage.list_files(folder)}
 
 
-def direct(made: Made, head: str) -> list[tuple[int, str, int]]:
-    """(prompt tokens, text, head calls) of every example, one at a time and without Ray."""
+def direct(made: Made, head: str) -> list[tuple[int, str, int, int, int]]:
+    """(prompt tokens, text, head calls, new tokens, blocks) of every example, one at a time and without Ray."""
     config = evaluation(made, head)[1].config
     with made.store.local_folder(made.models[head], "model") as folder:
         model, tokenizer = BitLMForCausalLM.load(folder).eval(), TextTokenizer.load(folder)
@@ -229,7 +229,8 @@ def direct(made: Made, head: str) -> list[tuple[int, str, int]]:
             seed=config.evaluate.seed,
             example_ids=[row],
         )
-        found.append((len(prompt), tokenizer.decode(output.ids[0]).strip(), output.calls[0]))
+        text, tokens = tokenizer.decode(output.ids[0]).strip(), len(output.ids[0]) + int(output.ended[0])
+        found.append((len(prompt), text, output.calls[0], tokens, output.blocks[0]))
     return found
 
 
@@ -240,9 +241,13 @@ def assert_direct(made_files: dict[str, bytes], made: Made, head: str) -> None:
     assert [(row["row"], row["id"], row["reference"]) for row in rows] == [
         (i, e.id, e.summary) for i, e in enumerate(EXAMPLES)
     ]
-    assert [(row["prompt_tokens"], row["text"], row["steps"]) for row in rows] == direct(made, head)
+    shown = "prompt_tokens", "text", "steps", "new_tokens", "blocks"
+    assert [tuple(row[name] for name in shown) for row in rows] == direct(made, head)
     scores = json.loads(made_files["scores.json"])
-    assert scores == rouge.score([row["text"] for row in rows], [row["reference"] for row in rows], samples=20, seed=0)
+    texts, references = ([row[column] for row in rows] for column in ("text", "reference"))
+    assert scores == rouge.score(texts, references, samples=20, seed=0)
+    values = [[row[measure] for measure in rouge.MEASURES] for row in rows]
+    assert values == rouge.score_pairs(texts, references).tolist()
 
 
 def table(data: bytes) -> list[dict[str, Any]]:
@@ -252,9 +257,12 @@ def table(data: bytes) -> list[dict[str, Any]]:
 def test_the_example_texts_can_tell_a_fault(made: Made) -> None:
     for head, calls in (("diffusion", 6), ("lm", 1)):  # 2K for each block, or one for each token
         found = direct(made, head)
-        assert len({text for _, text, _ in found}) > 5
-        assert len({length for length, _, _ in found}) > 2
-        assert all(steps > 0 and steps % calls == 0 for _, _, steps in found)
+        lengths, texts, steps, tokens, blocks = zip(*found, strict=True)
+        assert len(set(texts)) > 5
+        assert len(set(lengths)) > 2
+        assert list(steps) == [calls * count for count in blocks]
+        m = 4 if head == "diffusion" else 1
+        assert all(m * (count - 1) < new <= m * count for new, count in zip(tokens, blocks, strict=True))
 
 
 def test_batches_and_actors_change_nothing_and_the_sampler_is_the_steps(made: Made) -> None:
@@ -277,7 +285,7 @@ def test_a_predictor_answers_for_a_whole_batch_as_for_each(made: Made, head: str
         rows, [prompts[row] for row in rows], config.prompt.max_summary_tokens, config.evaluate
     )
     alone = direct(made, head)
-    assert list(zip(texts, output.calls, strict=True)) == [alone[row][1:] for row in rows]
+    assert list(zip(texts, output.calls, strict=True)) == [alone[row][1:3] for row in rows]
 
 
 def test_calls_that_a_commitment_spares_are_counted(made: Made) -> None:
@@ -337,7 +345,7 @@ def test_the_lead_baseline_needs_no_model(made: Made) -> None:
     made_files = built(made, "lead", name="lead")
     rows = table(made_files["predictions.parquet"])
     assert [row["text"] for row in rows] == [f"Item {i}." for i in range(10)]
-    assert all(row["steps"] == 0 and row["prompt_tokens"] is None for row in rows)
+    assert all(row["steps"] == 0 and row["prompt_tokens"] is row["new_tokens"] is None for row in rows)
     assert json.loads(made_files["scores.json"])["examples"] == 10
 
 
