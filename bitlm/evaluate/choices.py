@@ -1,4 +1,5 @@
-"""Whether a diffusion head was trained and used with the settings of the article and of BitDance, or with others."""
+"""Whether a diffusion head was trained and used with the settings of the article and of BitDance, or with others, and
+the sampler of an evaluation in words."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -42,6 +43,25 @@ def of_system(evaluation: Record, by_id: Mapping[str, Record]) -> str | None:
     if "pretrain" in chain[-1].inputs:
         chain.append(by_id[chain[-1].inputs["pretrain"].id])
     return OURS if any(departures(record) for record in chain) else ARTICLE
+
+
+def sampler(record: Record) -> str | None:
+    """How the model of an evaluate record wrote, in short; None for a system without a model."""
+    used = record.identity
+    if used["system"] != "model":
+        return None
+    if used["head"] == "lm":
+        return "greedy"
+    text = f"descent K={used['num_steps']} ω={used['guidance_scale']:g}"
+    if used["guidance_scale"] != 1 and used["guidance_form"] != "prediction":
+        text += f" on {used['guidance_form']}s"
+    if used["time_grid"] != "uniform":
+        text += f" {used['time_grid']}"
+    if used["stagger"]:
+        text += f" stagger {used['stagger']:g}"
+    if used["commit_threshold"] is not None:
+        text += f" until {used['commit_threshold']:g}"
+    return text if departures(record) else f"{text} (article’s)"
 
 
 def note(record: Record) -> str:

@@ -11,11 +11,16 @@ from bitlm.artifacts.lineage import lineage
 from bitlm.artifacts.record import Record
 from bitlm.artifacts.store import Store
 from bitlm.config import ReportConfig
-from bitlm.evaluate import choices, rouge, table
-from bitlm.evaluate.predictions import read
+from bitlm.evaluate import choices, differences, effort, rouge, table
+from bitlm.evaluate.predictions import costs, read
 
 FEW_EXAMPLES = 1000
-KINDS = {"diffusion": "upper bound", "lm": "exact"}
+KINDS = {
+    "chain": "exact, token by token",
+    "bound": "upper bound",
+    "exact": "exact",
+}
+"""Of the validation figure, by ``validation_kind``."""
 CURVES = ("loss", "validation_nats_per_token")
 Results = dict[str, Any]
 
@@ -46,21 +51,24 @@ def collect(store: Store, subjects: Subjects, config: ReportConfig, preset: str)
     kinds = [choices.of_system(record, by_id) for record in evaluations]
     rows = table.rows(list(zip(evaluations, scores, kinds, strict=True)))
     curves = [_curves(store, record) for record in subjects.trained]
+    efforts = effort.of_trainings(subjects.trained, by_id)
     return {
         "title": config.title,
         "preset": preset,
         "implementation": scores[0]["implementation"],
         "newlines": scores[0]["newlines"],
         "rows": [row.model_dump(mode="json") for row in rows],
+        "differences": differences.to_lm_head(list(zip(evaluations, scores, predictions, strict=True))),
         "outputs": [
-            _outputs(table.system_label(record), predicted)
+            _outputs(record, predicted)
             for record, predicted in zip(evaluations, predictions, strict=True)
             if "model" in record.inputs
         ],
+        "efforts": [{"system": _model_label(by_id[found["artifact"]]), **found} for found in efforts],
         "validation": [line for curve in curves if (line := _last_validation(curve))],
         "curves": curves,
-        "examples": _examples([table.system_label(record) for record in evaluations], predictions, config.examples),
-        "notes": _notes(evaluations, scores, ancestry),
+        "examples": _examples([_full_label(record) for record in evaluations], predictions, config.examples),
+        "notes": _notes(evaluations, scores, ancestry) + effort.notes(efforts),
         "artifacts": [_artifact(record) for record in ancestry],
         "versions": _versions(ancestry),
     }
@@ -86,6 +94,10 @@ def _predictions(store: Store, record: Record) -> pa.Table:
         return read(path)
 
 
+def _full_label(record: Record) -> str:
+    return " · ".join(filter(None, (table.system_label(record), choices.sampler(record))))
+
+
 def _model_label(record: Record) -> str:
     return f"{table.HEADS[record.identity['head']]}, {table.TRAININGS[record.stage]}"
 
@@ -108,23 +120,29 @@ def _last_validation(curve: Mapping[str, Any]) -> dict[str, Any] | None:
     line = curve["last_validation"]
     if line is None:
         return None
+    kind = line.get("validation_kind", "exact" if curve["head"] == "lm" else "bound")
+    nats = line["validation_nats_per_token"]
     return {
         "system": curve["system"],
         "artifact": curve["artifact"],
         "step": line["step"],
-        "kind": KINDS[curve["head"]],
-        "nats_per_token": line["validation_nats_per_token"],
+        "kind": KINDS[kind],
+        "nats_per_token": nats,
+        "bound_nats_per_token": line.get("validation_bound_nats_per_token", nats if kind == "bound" else None),
         "standard_error": line.get("validation_standard_error"),
         "bits_per_byte": line.get("bits_per_byte"),
         "slots": line.get("validation_nats_per_slot"),
     }
 
 
-def _outputs(system: str, predictions: pa.Table) -> dict[str, Any]:
+def _outputs(record: Record, predictions: pa.Table) -> dict[str, Any]:
     texts = predictions["text"].to_pylist()
     return {
-        "system": system,
-        "mean_calls": sum(predictions["steps"].to_pylist()) / len(texts),
+        "system": table.system_label(record),
+        "sampler": choices.sampler(record),
+        "artifact": record.id,
+        **costs(predictions),
+        "seconds": record.seconds,
         "mean_words": sum(len(text.split()) for text in texts) / len(texts),
         "empty": sum(not text for text in texts),
     }

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from bitlm.artifacts.record import Record
 from bitlm.config.stages import Frozen
+from bitlm.evaluate import choices
 from bitlm.evaluate.measures import MAIN_MEASURES, MEASURES
 from bitlm.text import markdown as escaped
 
@@ -51,6 +52,8 @@ class Row(Frozen):
     system: str
     source: Literal["ours", "article"]
     scores: dict[str, Score]
+    sampler: str | None = None
+    """As ``choices.sampler``."""
     choices: str | None = None
     """Whose options the diffusion head was trained and used with: ``article`` or ``ours``. None for other systems."""
     examples: int | None = None
@@ -58,7 +61,7 @@ class Row(Frozen):
 
 
 def system_label(record: Record) -> str:
-    """What an evaluate record evaluated, in words."""
+    """What an evaluate record evaluated, in words; the sampler is told beside it."""
     identity = record.identity
     if identity["system"] == "lead":
         count = identity["lead_sentences"]
@@ -68,17 +71,18 @@ def system_label(record: Record) -> str:
 
 
 def rows(evaluations: Sequence[tuple[Record, Mapping[str, Any], str | None]]) -> list[Row]:
-    """One row for each (evaluate record, its scores.json, its ``choices``), in order, then the article's."""
+    """One row for each (evaluate record, its scores.json, its ``choices.of_system``), in order, then the article's."""
     ours = [
         Row(
             system=system_label(record),
             source="ours",
-            choices=choices,
+            sampler=choices.sampler(record),
+            choices=of_system,
             examples=scores["examples"],
             artifact=record.id,
             scores={measure: Score.model_validate(scores[measure]) for measure in MEASURES},
         )
-        for record, scores, choices in evaluations
+        for record, scores, of_system in evaluations
     ]
     article = [
         Row(
@@ -97,13 +101,33 @@ def cells(row: Row) -> list[str]:
 
 
 def markdown(table: Sequence[Row]) -> str:
-    head = ["system", "choices", "source", *MEASURES.values(), "examples"]
-    lines = [_line(head), _line(["---", "---", "---", *["---:"] * (len(MEASURES) + 1)])]
+    head = ["system", "sampler", "choices", "source", *MEASURES.values(), "examples"]
+    lines = [_line(head), _line(["---"] * 4 + ["---:"] * (len(MEASURES) + 1))]
     for row in table:
         source = f"`{row.artifact}`" if row.artifact else ARTICLE
         examples = f"{row.examples:,}" if row.examples else "–"
-        lines.append(_line([escaped(row.system), row.choices or "–", source, *cells(row), examples]))
+        told = escaped(row.system), row.sampler or "–", row.choices or "–"
+        lines.append(_line([*told, source, *cells(row), examples]))
     return "\n".join(lines)
+
+
+def difference(pair: Mapping[str, Any], measure: str) -> str:
+    """A difference of ``rouge.paired`` with its interval."""
+    found = pair[measure]
+    return f"{found['difference']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
+
+
+def terminal_differences(table: Sequence[Row], pairs: Sequence[Mapping[str, Any]]) -> Table:
+    """For a terminal of 80 columns: ROUGE-1 and ROUGE-L of ``differences.to_lm_head``."""
+    shown = Table(title="ROUGE F1 ×100 minus that of the LM head on the same examples [95% interval]")
+    shown.add_column("system")
+    by_artifact = {row.artifact: row for row in table}
+    measures = ("rouge1", "rougeL")
+    for measure in measures:
+        shown.add_column(MEASURES[measure], justify="right", no_wrap=True)
+    for pair in pairs:
+        shown.add_row(_two_lines(by_artifact[pair["artifact"]]), *(difference(pair, m) for m in measures))
+    return shown
 
 
 def terminal(table: Sequence[Row]) -> Table:
@@ -119,7 +143,9 @@ def terminal(table: Sequence[Row]) -> Table:
         shown.add_column(MEASURES[measure], justify="right", no_wrap=True)
     for source, style, prefix in (("ours", None, ""), ("article", "dim", "article: ")):
         for row in (row for row in table if row.source == source):
-            shown.add_row(prefix + row.system, *(_short(row.scores[measure]) for measure in MAIN_MEASURES), style=style)
+            shown.add_row(
+                prefix + _two_lines(row), *(_short(row.scores[measure]) for measure in MAIN_MEASURES), style=style
+            )
         shown.add_section()
     return shown
 
@@ -129,6 +155,7 @@ def plain(table: Sequence[Row]) -> list[dict[str, Any]]:
     return [
         {
             "system": row.system,
+            "sampler": row.sampler or "–",
             "choices": row.choices or "–",
             "source": row.artifact or ARTICLE,
             **dict(zip(MEASURES.values(), cells(row), strict=True)),
@@ -136,6 +163,10 @@ def plain(table: Sequence[Row]) -> list[dict[str, Any]]:
         }
         for row in table
     ]
+
+
+def _two_lines(row: Row) -> str:
+    return row.system if row.sampler is None else f"{row.system}\n  {row.sampler}"
 
 
 def _line(texts: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from rich.text import Text
 from bitlm.artifacts.lineage import tree
 from bitlm.artifacts.store import Store
 from bitlm.config import PipelineConfig
-from bitlm.evaluate.table import Row, terminal
+from bitlm.evaluate.table import Row, terminal, terminal_differences
 from bitlm.storage import redact
 from bitlm.text import one_line
 from bitlm_flows.cli.options import add_selection, configuration, inputs, stages
@@ -79,7 +79,10 @@ def _show(summaries: Sequence[Mapping[str, Any]], root: str) -> None:
 def _show_report(artifact_id: str, store: Store, console: Console) -> None:
     record = store.load(artifact_id)
     results = json.loads(store.read_bytes(record, "results.json"))
-    console.print(terminal([Row.model_validate(row) for row in results["rows"]]))
+    rows = [Row.model_validate(row) for row in results["rows"]]
+    console.print(terminal(rows))
+    if results["differences"]:
+        console.print(terminal_differences(rows, results["differences"]))
     console.print("\nlineage", style="bold")
     console.print(tree(store, record), soft_wrap=True)
     url = one_line(redact(store.url(record.id, "report.html")))

@@ -15,6 +15,10 @@ from bitlm.config import configure
 from bitlm.evaluate import predictions, rouge
 from bitlm.evaluate.results import Subjects, subjects
 
+# The LM head has one; a diffusion head is also scored with the sampler of the article.
+SAMPLERS = {"diffusion": {"": {"num_steps": 4, "stagger": 1.0}, "-article": {}}, "lm": {"": {}}}
+EXACT = {"validation_kind": "exact"}
+CHAIN = {"validation_kind": "chain", "validation_nats_per_slot": [4.4, 5.4, 5.9, 6.7]}
 ATTACK = "<script>alert('x')</script> & <img src=http://evil.example/x.png>"
 
 
@@ -60,7 +64,8 @@ def make(root: Path) -> MadeUp:
             f"tiny-{head}",
             identity,
             {"tokens": tokens, "tokenizer": tokenizer},
-            {"metrics.jsonl": curve(800, level, slots=head == "diffusion")},
+            {"metrics.jsonl": curve(800, level, head)},
+            trained_for(800, head),
         )
         finetune = commit(
             store,
@@ -68,32 +73,54 @@ def make(root: Path) -> MadeUp:
             f"tiny-{head}",
             {"head": head, **config.finetune.identity_for(head)},
             {"pretrain": pretrain, "corpus": corpus, "tokenizer": tokenizer},
-            {"metrics.jsonl": curve(300, level - 0.5, slots=head == "diffusion")},
+            {"metrics.jsonl": curve(300, level - 0.5, head)},
+            trained_for(300, head),
         )
         for model, training in ((pretrain, "pretrained"), (finetune, "finetuned")):
-            texts = [ATTACK, "", *(f"Return {training} thing number {i}." for i in range(2, 40))]
-            evaluations.append(
-                commit(
-                    store,
-                    "evaluate",
-                    f"tiny-{head}-{training}",
-                    {"system": "model", "head": head, **evaluated},
-                    {"model": model, "corpus": corpus, "tokenizer": tokenizer},
-                    scored(texts, references, 30),
+            for suffix, sampler in SAMPLERS[head].items():
+                texts = [ATTACK, "", *(f"Return {training} thing {suffix} {i}." for i in range(2, 40))]
+                evaluations.append(
+                    commit(
+                        store,
+                        "evaluate",
+                        f"tiny-{head}-{training}{suffix}",
+                        {"system": "model", "head": head, **evaluated, **sampler},
+                        {"model": model, "corpus": corpus, "tokenizer": tokenizer},
+                        scored(texts, references, 30),
+                    )
                 )
-            )
         trained += [pretrain, finetune]
     return MadeUp(store, subjects(store, evaluations, trained))
 
 
+def trained_for(steps: int, head: str) -> dict[str, Any]:
+    """Metrics of a training, as far as a report reads them."""
+    parameters = {"backbone": 2_000_000, "head": 0 if head == "lm" else 1_500_000}
+    parameters["total"] = sum(parameters.values())
+    return {
+        "steps": steps,
+        "tokens": 2048 * steps,
+        "train_seconds": steps / 4 if head == "lm" else steps / 2,
+        "tokens_per_second": 9000.0,
+        "parameters": parameters,
+    }
+
+
 def commit(
-    store: Store, stage: str, name: str, identity: dict[str, Any], inputs: dict[str, Record], files: dict[str, bytes]
+    store: Store,
+    stage: str,
+    name: str,
+    identity: dict[str, Any],
+    inputs: dict[str, Record],
+    files: dict[str, bytes],
+    metrics: dict[str, Any] | None = None,
 ) -> Record:
     digest = fingerprint(stage, 1, identity, {role: record.fingerprint for role, record in inputs.items()})
     work = store.begin(stage, name, digest)
     for path, data in files.items():
         storage.write_atomic(storage.join(work.out, path), data)
-    return store.commit(work, Draft(stage, name, digest, 1, identity, {}, inputs, {}, datetime(2026, 1, 2, tzinfo=UTC)))
+    started = datetime(2026, 1, 2, tzinfo=UTC)
+    return store.commit(work, Draft(stage, name, digest, 1, identity, {}, inputs, metrics or {}, started))
 
 
 def scored(texts: list[str], references: list[str], steps: int | None) -> dict[str, bytes]:
@@ -105,17 +132,21 @@ def scored(texts: list[str], references: list[str], steps: int | None) -> dict[s
             "text": text,
             "reference": reference,
             "steps": steps or 0,
+            "saved": None if steps is None else 0,
+            "new_tokens": None if steps is None else 12,
+            "blocks": None if steps is None else 3,
         }
         for i, (text, reference) in enumerate(zip(texts, references, strict=True))
     ]
     table = predictions.pa.Table.from_pylist(rows, schema=predictions.SCHEMA)
+    table = predictions.with_scores(table, rouge.score_pairs(texts, references))
     return {
         "predictions.parquet": predictions.to_parquet(table),
         "scores.json": json.dumps(rouge.score(texts, references, samples=50)).encode(),
     }
 
 
-def curve(steps: int, level: float, noise: Callable[[float], float] = math.sin, slots: bool = False) -> bytes:
+def curve(steps: int, level: float, head: str, noise: Callable[[float], float] = math.sin) -> bytes:
     lines = []
     for step in range(1, steps + 1):
         loss = level + 3 * math.exp(-step / 90) + 0.1 * noise(step * 1.7)
@@ -127,7 +158,7 @@ def curve(steps: int, level: float, noise: Callable[[float], float] = math.sin, 
                     "validation_nats_per_token": loss + 0.2,
                     "validation_standard_error": 0.04,
                     "bits_per_byte": loss / 3,
-                    **({"validation_nats_per_slot": [loss - 1, loss, loss + 0.5, loss + 1.3]} if slots else {}),
+                    **(EXACT if head == "lm" else {**CHAIN, "validation_bound_nats_per_token": loss + 0.7}),
                 }
             )
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
