@@ -150,6 +150,35 @@ def terminal(table: Sequence[Row]) -> Table:
     return shown
 
 
+def terminal_models(efforts: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]]) -> Table:
+    """For a terminal of 80 columns: the results' ``efforts``, and ``validation`` where there is one, by model."""
+    nats = {line["artifact"]: line for line in validation}
+    shown = Table(title="nats per token of held-out text (≤: an upper bound), and all that the trainings took")
+    shown.add_column("model")
+    for name in ("nats", "tokens", "seconds", "parameters"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for effort in efforts:
+        line = nats.get(effort["artifact"])
+        bound = "≤ " if line and line["nats_per_token"] == line["bound_nats_per_token"] else ""
+        shown.add_row(
+            effort["system"],
+            "–" if line is None else f"{bound}{line['nats_per_token']:.3f}",
+            human_count(effort["tokens"]),
+            f"{effort['seconds']:,.0f}",
+            human_count(effort["parameters"]["total"]),
+        )
+    return shown
+
+
+def human_count(count: int) -> str:
+    """Three digits: 999, 1.23k, 45.6M."""
+    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 1000)):
+        if count >= size:
+            digits = max(0, 3 - len(str(count // size)))
+            return f"{count / size:.{digits}f}{unit}"
+    return str(count)
+
+
 def plain(table: Sequence[Row]) -> list[dict[str, Any]]:
     """The rows as text, for a Prefect table artifact."""
     return [

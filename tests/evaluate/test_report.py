@@ -297,7 +297,15 @@ def test_terminal_table_fits_eighty_columns(results: Results) -> None:
     rows = [table.Row.model_validate(row) for row in results["rows"]]
     console.print(table.terminal(rows))
     console.print(table.terminal_differences(rows, results["differences"]))
+    console.print(table.terminal_models(results["efforts"], results["validation"]))
     text = console.export_text()
+    models = text[text.index("nats per token") :]
+    for system, *shown in (
+        ("Diffusion head, fine-tuned", "2.25M", "550", "3.50M"),
+        ("LM head, pretrained", "1.64M", "200"),
+    ):
+        line = next(line for line in models.splitlines() if system in line)
+        assert set(shown) <= set(line.split())
     assert max(map(len, text.splitlines())) <= 80
     for pair in results["differences"]:
         assert table.difference(pair, "rouge1") in text
@@ -307,6 +315,14 @@ def test_terminal_table_fits_eighty_columns(results: Results) -> None:
         assert row["system"].split()[0] in text
         assert f"{row['scores']['rouge1']['f1']:.2f}" in text
     assert "…" not in text
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [(0, "0"), (999, "999"), (1000, "1.00k"), (45_600, "45.6k"), (2_252_800, "2.25M"), (151_936_000_000, "152B")],
+)
+def test_counts_have_three_digits(count: int, shown: str) -> None:
+    assert table.human_count(count) == shown
 
 
 def test_a_departure_from_the_articles_choices_is_told(results: Results, made_up: MadeUp) -> None:
