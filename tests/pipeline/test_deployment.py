@@ -5,7 +5,7 @@ from chain import STEPS, complete
 
 def test_the_pipeline_goes_on_where_the_command_line_was_interrupted(finished):
     assert finished.deployment["codes"] == {"pipeline": 0, "stage": 0, "wrong": 1}
-    assert complete(str(finished.root)) == sorted(f"{step}@v1" for step in STEPS)
+    assert complete(str(finished.root)) == [f"{step}@v1" for step in sorted(STEPS)]
     assert not (finished.root / ".work").exists()
 
 

@@ -99,7 +99,7 @@ def test_as_a_ray_job_with_its_root_on_s3(finished, tmp_path, s3_root, prefect_u
         assert failed.returncode != 0
         assert "stage 'tokenz' is unknown" in failed.stdout
     assert "ROUGE-L" in job.stdout
-    assert complete(s3_root) == sorted(f"{step}@v1" for step in STEPS)
+    assert complete(s3_root) == [f"{step}@v1" for step in sorted(STEPS)]
     assert main(["plan", "--json", "--root", s3_root, *assignments(SETTINGS)]) == 0
     assert {step["action"] for step in json.loads(capsys.readouterr().out)} == {"reuse"}
 
