@@ -88,8 +88,8 @@ STAGES: dict[str, Stage] = {
         Stage(
             name="evaluate",
             format=3,
-            roles=("model", "corpus", "tokenizer"),
-            purpose="Summaries and their ROUGE for the lead baseline and for every model.",
+            roles=("model", "corpus", "tokenizer", "tokens"),
+            purpose="Summaries and their ROUGE for the lead baseline and for every model, and the models' BrierLM.",
             task="bitlm_tasks.evaluate",
         ),
         Stage(
@@ -149,8 +149,10 @@ def steps(config: PipelineConfig, replacements: Mapping[str, Record] | None = No
         pretrain = pretrained[head]
         finetune = _finetune(config, head, pretrain, corpus, tokenizer)
         trained += [pretrain, finetune]
-        evaluations += _evaluations(config, f"{head}-pretrained", pretrain, corpus, tokenizer)
-        evaluations += _evaluations(config, f"{head}-finetuned", finetune, corpus, tokenizer)
+        inputs = {"corpus": corpus, "tokenizer": tokenizer}
+        text = {"tokens": tokens} if config.evaluate.brier_blocks else {}  # that a pretrained model continues
+        evaluations += _evaluations(config, f"{head}-pretrained", {"model": pretrain, **inputs, **text})
+        evaluations += _evaluations(config, f"{head}-finetuned", {"model": finetune, **inputs})
     finetuned = [step for step in trained if step.stage == "finetune"]
     report = _report(config, evaluations, trained, tokens)
     return _replace([corpus, tokenizer, tokens, *pretrained.values(), *finetuned, *evaluations, report], replacements)
@@ -275,9 +277,9 @@ def _finetune(config: PipelineConfig, head: Head, pretrain: Step, corpus: Step, 
     return _make("finetune", f"{config.model.scale}-{head}", identity, config.finetune.execution, **inputs)
 
 
-def _evaluations(config: PipelineConfig, label: str, model: Step, corpus: Step, tokenizer: Step) -> list[Step]:
+def _evaluations(config: PipelineConfig, label: str, inputs: dict[str, Step]) -> list[Step]:
     """With the configured sampler and, for a diffusion head whose sampler is another one, also with the article's."""
-    head = model.identity["head"]
+    head = inputs["model"].identity["head"]
     excluded = {"execution", "lead_sentences", *_default_tokenizer(config)} | (SAMPLER_KEYS if head == "lm" else set())
     identity = config.evaluate.model_dump(mode="json", exclude=excluded)
     identity |= {"system": "model", "head": head, "prompt": config.prompt.identity()}
@@ -285,7 +287,6 @@ def _evaluations(config: PipelineConfig, label: str, model: Step, corpus: Step, 
     article = identity | EvaluateConfig().model_dump(mode="json", include=SAMPLER_KEYS)
     if head == "diffusion" and article != identity:
         identities[f"{label}-article"] = article
-    inputs = {"model": model, "corpus": corpus, "tokenizer": tokenizer}
     execution, scale = config.evaluate.execution, config.model.scale
     return [_make("evaluate", f"{scale}-{name}", found, execution, **inputs) for name, found in identities.items()]
 

@@ -1,12 +1,13 @@
-"""The evaluate stage: texts from one system (the lead baseline, or a model on Ray Data actors), then their ROUGE.
+"""The evaluate stage: texts from one system (the lead baseline, or a model on Ray Data actors), then their ROUGE; and
+for a model two samples of each of many held-out blocks, then BrierLM.
 
-Each finished batch of predictions is a file in the scratch folder, so that after a kill the next run continues with the
-batches that are missing.
+Each finished batch is a file in the scratch folder, so that after a kill the next run continues with the batches that
+are missing.
 """
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -21,11 +22,22 @@ from bitlm.data.shards.tokenizer import TextTokenizer, load_tokenizer
 from bitlm.data.summaries.examples import Example, read_examples
 from bitlm.data.summaries.prompts import encode_prompts
 from bitlm.errors import ArtifactError, SourceError
-from bitlm.evaluate import rouge
+from bitlm.evaluate import brier, rouge
 from bitlm.evaluate.lead import lead
 from bitlm.evaluate.measures import MEASURES
-from bitlm.evaluate.predictions import SCHEMA, Prediction, batches, costs, read_parts, to_parquet, with_scores
+from bitlm.evaluate.predictions import (
+    PARTS,
+    SCHEMA,
+    TEXTS,
+    Prediction,
+    batches,
+    costs,
+    read_parts,
+    to_parquet,
+    with_scores,
+)
 from bitlm.steps import SAMPLER_KEYS, Step
+from bitlm_tasks.brier import find_positions, score_blocks, write_blocks
 from bitlm_tasks.prediction_worker import PredictionWorker
 from bitlm_tasks.resources import Demand, Node, check_room, living_nodes
 from bitlm_tasks.run import Run, stage_task
@@ -37,11 +49,12 @@ def build(step: Step, run: Run, work: Work) -> dict[str, Any]:
     examples = list(read_examples(run.store, corpus, config.split, config.examples))
     if not examples:
         raise SourceError(f"{corpus.id} has no example in its {config.split} split: there is nothing to score")
+    brier_scores: dict[str, Any] = {}
     if step.identity["system"] == "lead":
         rows = [_lead(row, example, config.lead_sentences) for row, example in enumerate(examples)]
         predictions = pa.Table.from_pylist(rows, schema=SCHEMA)
     else:
-        predictions = _generate(step, run, config, storage.join(work.scratch, "parts"), examples)
+        predictions, brier_scores = _generate(step, run, config, work, examples)
     run.progress.update(1.0, f"scoring {len(examples):,} texts")
     texts, references = predictions["text"].to_pylist(), predictions["reference"].to_pylist()
     values = rouge.score_pairs(texts, references, config.tokenizer)
@@ -50,8 +63,11 @@ def build(step: Step, run: Run, work: Work) -> dict[str, Any]:
     scores = rouge.summarize(values, texts, references, config.bootstrap_samples, config.seed, config.tokenizer)
     if (note := rouge.unread_note(scores)) is not None:
         run.console.print(f"warning: {step.key}: {note}", soft_wrap=True)
+    if brier_scores:
+        scores["brier"] = brier_scores
     storage.write_atomic(storage.join(work.out, "scores.json"), json.dumps(scores, indent=1).encode())
     figures = {measure: scores[measure]["f1"] for measure in MEASURES}
+    figures |= {name: brier_scores[name]["value"] for name in reversed(brier.NAMES) if brier_scores}
     unread = {f"unread_{side}": count for side, count in scores["unread"].items()}
     return {**figures, "examples": len(examples), "empty": scores["empty"], **costs(predictions), **unread}
 
@@ -68,25 +84,51 @@ def _settings(step: Step, run: Run) -> EvaluateConfig:
     return EvaluateConfig.model_validate(run.config.evaluate.model_dump() | sampler)
 
 
-def _generate(step: Step, run: Run, settings: EvaluateConfig, parts: str, examples: Sequence[Example]) -> pa.Table:
-    """Predictions of a model for all examples, in their order."""
+def _generate(
+    step: Step, run: Run, settings: EvaluateConfig, work: Work, examples: Sequence[Example]
+) -> tuple[pa.Table, dict[str, Any]]:
+    """Predictions of a model for all examples, in their order, and ``score_blocks``, empty if it is not asked for."""
     model = run.input(step, "model")
     tokenizer = _tokenizer(run, model, run.input(step, "tokenizer"))
-    prompts = encode_prompts(tokenizer, [example.document for example in examples], run.config.prompt)
-    finished = set(read_parts(parts)["row"].to_pylist())
-    todo = batches([len(prompt) for prompt in prompts], finished, settings.execution.batch_size)
-    if todo:
+    prompts = {"texts": encode_prompts(tokenizer, [example.document for example in examples], run.config.prompt)}
+    positions = None
+    if settings.brier_blocks:
+        positions = find_positions(step, run, settings, tokenizer, examples, prompts["texts"])
+        prompts["blocks"] = positions.prompts
+    written = _write(run, settings, model, prompts, work.scratch)
+    own = {"id": [example.id for example in examples], "reference": [example.summary for example in examples]}
+    texts = {name: written["texts"][name] for name in TEXTS.names}
+    predictions = pa.table({name: (texts | own)[name] for name in SCHEMA.names}, schema=SCHEMA)
+    if positions is None:
+        return predictions, {}
+    write_blocks(positions, written["blocks"], work.out)
+    return predictions, score_blocks(model, settings, positions, written["blocks"])
+
+
+def _write(
+    run: Run, settings: EvaluateConfig, model: Record, prompts: Mapping[str, Sequence[list[int]]], scratch: str
+) -> dict[str, pa.Table]:
+    """What the model writes behind the prompts of each kind, in their order: ``texts`` and ``blocks``."""
+    sizes = {"texts": settings.execution.batch_size, "blocks": max(1, settings.execution.batch_size // 2)}  # 2 samples
+    folders = {kind: storage.join(scratch, kind) for kind in prompts}
+    items, done, total = [], 0, sum(map(len, prompts.values()))
+    for kind, each in prompts.items():
+        finished = set(read_parts(folders[kind], PARTS[kind])["row"].to_pylist())
+        done += len(finished)
+        todo = batches([len(prompt) for prompt in each], finished, sizes[kind])
+        items += [{"kind": kind, "rows": rows, "prompts": [each[row] for row in rows]} for rows in todo]
+    if items:
         run.ray()
         check_room(Demand.of_evaluation(settings))
-        done = len(finished)
-        run.progress.update(done / len(examples), f"starting up to {settings.execution.num_actors} actor(s)")
-        worker = run.store.root, model.id, parts, run.config.prompt.max_summary_tokens, settings
-        for count in _counts(worker, settings, [_item(rows, prompts, examples) for rows in todo]):
+        run.progress.update(done / total, f"starting up to {settings.execution.num_actors} actor(s)")
+        worker = run.store.root, model.id, scratch, run.config.prompt.max_summary_tokens, settings
+        for count in _counts(worker, settings, items):
             done += count
-            run.progress.update(done / len(examples), f"{done:,} of {len(examples):,} texts")
-    predictions = read_parts(parts)
-    assert predictions["row"].to_pylist() == list(range(len(examples))), f"{parts} does not hold every row once"
-    return predictions
+            run.progress.update(done / total, f"{done:,} of {total:,} prompts")
+    written = {kind: read_parts(folder, PARTS[kind]) for kind, folder in folders.items()}
+    for kind, table in written.items():
+        assert table["row"].to_pylist() == list(range(len(prompts[kind]))), f"{folders[kind]}: not every row once"
+    return written
 
 
 def _tokenizer(run: Run, model: Record, tokenizer: Record) -> TextTokenizer:
@@ -95,15 +137,6 @@ def _tokenizer(run: Run, model: Record, tokenizer: Record) -> TextTokenizer:
     if json.loads(run.store.read_bytes(model, "model/tokenizer_info.json"))["sha256"] != loaded.info.sha256:
         raise ArtifactError(f"{model.id} was not trained with {tokenizer.id}: give the tokenizer it was made from")
     return loaded
-
-
-def _item(rows: list[int], prompts: Sequence[list[int]], examples: Sequence[Example]) -> dict[str, Any]:
-    return {
-        "rows": rows,
-        "prompts": [prompts[row] for row in rows],
-        "ids": [examples[row].id for row in rows],
-        "references": [examples[row].summary for row in rows],
-    }
 
 
 def _counts(worker: tuple[Any, ...], settings: EvaluateConfig, items: list[dict[str, Any]]) -> Iterator[int]:

@@ -6,16 +6,19 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from bitlm import errors
+from bitlm import errors, storage
 from bitlm.config import EvaluateConfig
 from bitlm.devices import gpu_memory
 from bitlm.errors import BitLMError
-from bitlm.evaluate.predictions import SCHEMA, Predictor, write_part
+from bitlm.evaluate.predictions import PARTS, Predictor, write_part
 from bitlm_tasks.gpu import gpu_fault
 
 
 class PredictionWorker:
-    """An actor of Ray Data: holds the model, writes a file for each batch and returns the number of its rows."""
+    """An actor of Ray Data: holds the model, writes a file for each batch and returns the number of its rows.
+
+    A batch is of ``texts`` or of ``blocks``, its ``kind``, and goes to the folder of this name below ``parts``.
+    """
 
     def __init__(self, root: str, model_id: str, parts: str, max_new_tokens: int, settings: EvaluateConfig) -> None:
         self._root, self._model_id, self._parts = root, model_id, parts
@@ -45,9 +48,17 @@ class PredictionWorker:
         return pa.table({"count": [sum(len(item["rows"]) for item in items)], "error_type": [""], "error": [""]})
 
     def _write(self, item: dict[str, Any]) -> None:
-        texts, output = self._predictor.texts(item["rows"], item["prompts"], self._max_new_tokens, self._settings)
-        lengths = [len(prompt) for prompt in item["prompts"]]
+        kind = item["kind"]
+        make = {"texts": self._texts, "blocks": self._blocks}[kind]
+        columns = make(item["rows"], item["prompts"])
+        lines = [dict(zip(PARTS[kind].names, line, strict=True)) for line in zip(*columns, strict=True)]
+        write_part(storage.join(self._parts, kind), lines, PARTS[kind])
+
+    def _texts(self, rows: list[int], prompts: list[list[int]]) -> tuple[list, ...]:
+        texts, output = self._predictor.texts(rows, prompts, self._max_new_tokens, self._settings)
         tokens = [len(ids) + ended for ids, ended in zip(output.ids, output.ended, strict=True)]
-        about = item["rows"], item["ids"], lengths, texts, item["references"]
-        columns = *about, output.calls, output.saved, tokens, output.blocks
-        write_part(self._parts, [dict(zip(SCHEMA.names, line, strict=True)) for line in zip(*columns, strict=True)])
+        about = rows, [len(prompt) for prompt in prompts], texts
+        return *about, output.calls, output.saved, tokens, output.blocks
+
+    def _blocks(self, rows: list[int], prompts: list[list[int]]) -> tuple[list, ...]:
+        return rows, *self._predictor.blocks(rows, prompts, self._settings)

@@ -173,3 +173,13 @@ def test_a_checkpoint_elsewhere_counts_by_its_content(tmp_path):
     assert changed["pretrain/tiny-lm"].fingerprint != first["pretrain/tiny-lm"].fingerprint
     with pytest.raises(SourceError, match=r"nowhere/config\.json is missing"):
         _by_key(f"pretrain.init_from={tmp_path}/nowhere")
+
+
+def test_only_pretrained_models_are_measured_on_the_text_and_only_where_it_is_asked_for():
+    evaluations = {key: step for key, step in _by_key().items() if key.startswith("evaluate/")}
+    with_text = {key for key, step in evaluations.items() if "tokens" in step.inputs}
+    assert with_text == {key for key in evaluations if "-pretrained" in key} != set()
+    assert all(step.inputs["tokens"].key == "tokens/tiny" for key, step in evaluations.items() if key in with_text)
+    without = _by_key("evaluate.brier_blocks=0")
+    assert not [key for key, step in without.items() if key.startswith("evaluate/") and "tokens" in step.inputs]
+    assert without["evaluate/tiny-lead"].fingerprint == evaluations["evaluate/tiny-lead"].fingerprint

@@ -259,6 +259,9 @@ class EvaluateConfig(StageConfig):
     seed: int = Field(0, ge=0)
     lead_sentences: int = Field(1, ge=1, description="sentences of the lead baseline")
     bootstrap_samples: int = Field(1000, ge=1)
+    brier_blocks: int = Field(
+        2000, ge=0, description="blocks of held-out tokens that are sampled twice for BrierLM; 0: no BrierLM"
+    )
     tokenizer: Literal["rouge", "unicode"] = Field(
         "rouge", description="words that ROUGE compares: rouge-score's (a-z and 0-9, stemmed), or those of any script"
     )

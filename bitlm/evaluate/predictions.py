@@ -1,7 +1,7 @@
-"""From examples to predicted texts: a model loaded once, batches that finish in any order, one file in row order.
+"""From prompts to what a model writes: a model loaded once, batches that finish in any order, one file in row order.
 
-The noise of an example depends only on its row in the split, so that neither the order nor the size of the batches nor
-the number of workers changes a text.
+The noise of an example or a position depends only on its row, so that neither the order nor the size of the batches nor
+the number of workers changes what is written.
 """
 
 import io
@@ -20,6 +20,8 @@ from bitlm.artifacts.store import Store
 from bitlm.config import EvaluateConfig
 from bitlm.data.shards.tokenizer import INFO_FILE, TOKENIZER_FILE, TextTokenizer
 from bitlm.errors import ArtifactError
+from bitlm.evaluate.brier import LENGTH
+from bitlm.evaluate.continuations import example_ids, random_sampling, until_end
 from bitlm.evaluate.measures import MEASURES
 from bitlm.generation import GenerateOutput, Sampling
 from bitlm.model import BitLMForCausalLM
@@ -41,6 +43,19 @@ SCHEMA = pa.schema(
 COSTS = "steps", "saved", "new_tokens", "blocks"
 Prediction = dict[str, Any]
 """One row of ``SCHEMA``."""
+TEXTS = pa.schema([field for field in SCHEMA if field.name not in ("id", "reference")])
+"""What a model adds to its examples."""
+BLOCK = pa.list_(pa.int32(), LENGTH)
+BLOCKS = pa.schema(
+    [
+        pa.field("row", pa.int64(), nullable=False),  # of the positions
+        pa.field("first", BLOCK, nullable=False),
+        pa.field("second", BLOCK, nullable=False),
+    ]
+)
+"""Two samples of what follows each position."""
+PARTS = {"texts": TEXTS, "blocks": BLOCKS}
+"""What a model writes, by kind."""
 
 
 def load_model(root: str, model: str) -> tuple[BitLMForCausalLM, TextTokenizer]:
@@ -97,6 +112,17 @@ class Predictor:
         output = self._model.generate(prompts, example_ids=rows, sampling=sampling)
         return [self._tokenizer.decode(ids).strip() for ids in output.ids], output
 
+    def blocks(
+        self, rows: Sequence[int], prompts: Sequence[Sequence[int]], settings: EvaluateConfig
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Two samples of the 4 tokens behind each prompt, end tokens from the first one on."""
+        config = self._model.config
+        twice = [prompt for prompt in prompts for _ in range(2)]
+        sampling = random_sampling(settings, config.head)
+        ids = self._model.generate(twice, example_ids=example_ids(rows), sampling=sampling).ids
+        filled = [until_end(block, config.end_token_id) for block in ids]
+        return filled[::2], filled[1::2]
+
 
 def batches(lengths: Sequence[int], finished: set[int], size: int) -> list[list[int]]:
     """Row numbers in batches of prompts of similar length. The longest come first, so that a batch that does not fit
@@ -108,16 +134,16 @@ def batches(lengths: Sequence[int], finished: set[int], size: int) -> list[list[
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def write_part(folder: str, predictions: Iterable[Prediction]) -> None:
-    """Write the predictions of one batch atomically. The same batch gives the same file."""
-    table = pa.Table.from_pylist(list(predictions), schema=SCHEMA)
+def write_part(folder: str, rows: Iterable[dict[str, Any]], schema: pa.Schema) -> None:
+    """Write the rows of one batch atomically. The same batch gives the same file."""
+    table = pa.Table.from_pylist(list(rows), schema=schema)
     storage.write_atomic(storage.join(folder, f"{table['row'][0].as_py():09d}.parquet"), to_parquet(table))
 
 
-def read_parts(folder: str) -> pa.Table:
-    """All predictions in a folder of parts, by row."""
+def read_parts(folder: str, schema: pa.Schema) -> pa.Table:
+    """All rows in a folder of parts, in order."""
     parts = [read(storage.join(folder, path)) for path in storage.list_files(folder) if path.endswith(".parquet")]
-    return pa.concat_tables([SCHEMA.empty_table(), *parts]).combine_chunks().sort_by("row")
+    return pa.concat_tables([schema.empty_table(), *parts]).combine_chunks().sort_by("row")
 
 
 def with_scores(predictions: pa.Table, values: np.ndarray) -> pa.Table:

@@ -22,7 +22,7 @@ from bitlm.data.shards import tokenizer as tokenizers
 from bitlm.data.shards.tokenizer import TextTokenizer
 from bitlm.data.sources.corpus import Corpus, Summaries, parquet_bytes, write_owned
 from bitlm.data.summaries.examples import Example
-from bitlm.data.summaries.prompts import encode_prompts
+from bitlm.data.summaries.prompts import encode_prompts, encode_summaries
 from bitlm.errors import ArtifactError, ConfigError, SourceError
 from bitlm.evaluate import rouge
 from bitlm.evaluate.predictions import Predictor, batches
@@ -72,6 +72,7 @@ SETTINGS = [
     "prompt.max_prompt_tokens=40",
     "evaluate.execution.cpus_per_actor=1",
     "evaluate.examples=null",
+    "evaluate.brier_blocks=0",
 ]
 
 
@@ -237,6 +238,10 @@ def direct(made: Made, head: str) -> list[tuple[int, str, int, int, int]]:
 def assert_direct(made_files: dict[str, bytes], made: Made, head: str) -> None:
     """Every row is what ``direct`` says, and the scores are those of the rows."""
     assert sorted(made_files) == ["predictions.parquet", "scores.json"]
+    assert_texts_direct(made_files, made, head)
+
+
+def assert_texts_direct(made_files: dict[str, bytes], made: Made, head: str) -> None:
     rows = table(made_files["predictions.parquet"])
     assert [(row["row"], row["id"], row["reference"]) for row in rows] == [
         (i, e.id, e.summary) for i, e in enumerate(EXAMPLES)
@@ -244,6 +249,7 @@ def assert_direct(made_files: dict[str, bytes], made: Made, head: str) -> None:
     shown = "prompt_tokens", "text", "steps", "new_tokens", "blocks"
     assert [tuple(row[name] for name in shown) for row in rows] == direct(made, head)
     scores = json.loads(made_files["scores.json"])
+    scores.pop("brier", None)
     texts, references = ([row[column] for row in rows] for column in ("text", "reference"))
     assert scores == rouge.score(texts, references, samples=20, seed=0)
     values = [[row[measure] for measure in rouge.MEASURES] for row in rows]
@@ -269,8 +275,35 @@ def test_batches_and_actors_change_nothing_and_the_sampler_is_the_steps(made: Ma
     settings = "evaluate.execution.batch_size=3", "evaluate.execution.num_actors=2"
     others = "evaluate.num_steps=9", "evaluate.stagger=0.1"
     sampler = {"num_steps": 3, "stagger": 0.5}
-    found = built(made, "diffusion", *settings, *others, name="few-diffusion", sampler=sampler)
-    assert_direct(found, made, "diffusion")
+    found = built(
+        made, "diffusion", *settings, *others, "evaluate.brier_blocks=9", name="few-diffusion", sampler=sampler
+    )
+    assert_texts_direct(found, made, "diffusion")
+    assert_blocks_direct(found, made)
+
+
+def assert_blocks_direct(made_files: dict[str, bytes], made: Made) -> None:
+    """Nine blocks of the references, each sampled twice as if it were alone."""
+    config = evaluation(made, "diffusion")[1].config
+    with made.store.local_folder(made.models["diffusion"], "model") as folder:
+        model, tokenizer = BitLMForCausalLM.load(folder).eval(), TextTokenizer.load(folder)
+    prompts = encode_prompts(tokenizer, [example.document for example in EXAMPLES], config.prompt)
+    summaries = encode_summaries(tokenizer, [example.summary for example in EXAMPLES], config.prompt)
+    end = tokenizer.info.end_id
+    options = {"num_steps": 3, "guidance_scale": 2.0, "guidance_form": "logit", "time_grid": "shifted"}
+    options |= {"time_shift": 2.0, "stagger": 0.5, "void": "nearest", "max_new_tokens": 4}
+    rows, figures = table(made_files["continuations.parquet"]), json.loads(made_files["scores.json"])["brier"]
+    assert (len(rows), figures["blocks"], figures["text"]) == (9, 9, "reference summaries")
+    for number, row in enumerate(rows):
+        prompt, summary = prompts[row["sequence"]], summaries[row["sequence"]]
+        place = row["prompt_tokens"] - len(prompt)
+        assert place % 4 == 0 <= place < len(summary)
+        assert row["truth"] == (summary[place:] + 3 * [end])[:4]
+        for sample, name in enumerate(("first", "second")):
+            ids = model.generate([prompt + summary[:place]], example_ids=[2 * number + sample], **options).ids[0]
+            assert row[name] == (ids + 4 * [end])[:4]
+    assert len({(row["sequence"], row["prompt_tokens"]) for row in rows}) == 9
+    assert any(row["first"] != row["second"] for row in rows)
 
 
 @pytest.mark.parametrize("head", ["diffusion", "lm"])
@@ -388,7 +421,7 @@ def test_an_actor_whose_gpu_is_full_says_what_to_lower(made: Made) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
 
     worker._predictor = SimpleNamespace(texts=full)
-    item = {"rows": [0], "prompts": [[1]], "ids": ["a"], "references": ["b"]}
+    item = {"kind": "texts", "rows": [0], "prompts": [[1]]}
     answer = worker(pa.Table.from_pylist([item])).to_pylist()[0]
     assert answer["error_type"] == "BitLMError"
     assert answer["error"].endswith("Tried to allocate 2 GiB.): lower evaluate.execution.batch_size")
