@@ -51,7 +51,13 @@ SETTINGS: dict[str, Any] = {
         "execution": {"cpus_per_worker": 1, "checkpoint_every": 2},
     },
     # The article's sampler, which so needs no rows of its own.
-    "evaluate": {"examples": 8, "stagger": 0, "bootstrap_samples": 50, "execution": {"cpus_per_actor": 1}},
+    "evaluate": {
+        "examples": 8,
+        "brier_blocks": 12,
+        "stagger": 0,
+        "bootstrap_samples": 50,
+        "execution": {"cpus_per_actor": 1},
+    },
 }
 
 STEPS = [
