@@ -41,7 +41,7 @@ def small_model(seed: int = 0, **changes) -> BitLMForCausalLM:
 
 def prepare(model: BitLMForCausalLM, context: Tensor) -> BlockState:
     """C [n, m, D] → what the head computes of it once."""
-    return model.head.prepare(context, model.head_constants())
+    return model.head.prepare(context)
 
 
 def prepare_null(model: BitLMForCausalLM, n: int) -> BlockState:

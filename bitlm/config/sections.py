@@ -85,6 +85,28 @@ def _head_fits_backbone(config: Sections) -> None:
     config.model.head.check(config.model.hidden_size, "model.head.")
 
 
+def _chain_has_causal_attention(config: Sections) -> None:
+    for key, stage in _trainings(config):
+        diffusion, head = stage.diffusion, config.model.head
+        if diffusion.chain_slots and head.attention != "causal":
+            raise ValueError(
+                f"{key}.diffusion.chain_slots = {diffusion.chain_slots} needs model.head.attention = causal, so that "
+                "one pass serves all prefixes"
+            )
+        if diffusion.chain_slots > config.model.block_size:
+            raise ValueError(
+                f"{key}.diffusion.chain_slots = {diffusion.chain_slots} is more than model.block_size = "
+                f"{config.model.block_size}"
+            )
+        if diffusion.chain_slots == 0 and diffusion.noise_share == 0:
+            raise ValueError(f"{key}.diffusion.noise_share = 0 leaves nothing to learn without chain_slots")
+        if diffusion.next_token_weight and (config.model.mask, head.denoiser) != ("causal", "codebook"):
+            raise ValueError(
+                f"{key}.diffusion.next_token_weight = {diffusion.next_token_weight} needs model.mask = causal and "
+                "model.head.denoiser = codebook"
+            )
+
+
 def _bits_cover_vocabulary(config: Sections) -> None:
     bits, vocab_size = config.tokenizer.num_bits, config.tokenizer.vocab_size
     if config.tokenizer.source == "train" and bits is not None and 2**bits < vocab_size:
@@ -114,6 +136,7 @@ CHECKS: tuple[Callable[[Sections], None], ...] = (
     _summary_is_whole_blocks,
     _key_value_heads_divide_heads,
     _head_fits_backbone,
+    _chain_has_causal_attention,
     _bits_cover_vocabulary,
     _workers_divide_batch,
 )

@@ -12,7 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"  # of values that become part of an artifact's name, and so of a path
 Head = Literal["diffusion", "lm"]
 Denoiser = Literal["direct", "matched_filter", "codebook_prior", "codebook"]
-ContextPath = Literal["norm", "direct"]
+ContextPath = Literal["norm", "direct", "attention"]
+Attention = Literal["full", "causal"]
+Mask = Literal["block", "causal"]
 Loss = Literal["velocity", "bce", "x", "token"]
 NoiseLevels = Literal["logit_normal", "uniform"]
 Initialization = Literal["qwen3", "scaled"]
@@ -89,7 +91,12 @@ class HeadConfig(Frozen):
     ffn_ratio: float = Field(1.5, gt=0)
     denoiser: Denoiser = "direct"
     context_path: ContextPath = Field(
-        "norm", description="norm: C enters through the adaptive norm; direct: also by the input and the bits' log-odds"
+        "norm",
+        description="norm: C enters through the adaptive norm; direct: also by the input and the bits' log-odds; "
+        "attention: by the input and as further keys and values",
+    )
+    attention: Attention = Field(
+        "full", description="inside a block; causal: clean slots see the clean ones before them, nobody sees pure noise"
     )
     codebook_rank: int | None = Field(
         None, ge=1, description="columns of the embedding's copy that every step of the codebook uses; by default all"
@@ -124,6 +131,7 @@ class ModelConfig(StageConfig):
     rope_theta: float = Field(1e6, gt=0)
     rms_norm_eps: float = Field(1e-6, gt=0)
     block_size: int = Field(4, ge=1, description="m, tokens per block (the LM head always has m = 1)")
+    mask: Mask = Field("block", description="block: a block's tokens see each other; causal: those before them")
     slot_embedding: bool = Field(False, description="tell the backbone each token's place in its block")
     initialization: Initialization = Field("qwen3", description="qwen3: normal with 0.02; scaled: by width and depth")
     head: HeadConfig = HeadConfig()
@@ -145,7 +153,19 @@ class DiffusionConfig(Frozen):
     t_mean: float = Field(0.8, description="mean of logit(t) if t is logit-normal")
     t_std: float = Field(0.8, gt=0)
     t_min: float = Field(0.05, gt=0, lt=1, description="floor of t in the velocity loss")
+    uniform_share: float = Field(0.0, ge=0, le=1, description="share of logit-normal levels drawn uniformly instead")
+    t_low: float = Field(0.0, ge=0, lt=1, description="least of the uniform levels")
     noise_draws: int = Field(1, ge=1, description="noise draws per backbone state")
+    noise_share: float = Field(1.0, ge=0, le=1, description="share of the blocks that learn from their noise draws")
+    prefix_share: float = Field(
+        0.0, ge=0, le=1, description="share of the draws that are a clean prefix of any length, and pure noise"
+    )
+    chain_slots: int = Field(
+        0, ge=0, description="slots learned behind each clean prefix of a block, in one pass: 0 none, 1 the next, m all"
+    )
+    next_token_weight: float = Field(
+        0.0, ge=0, description="of the loss on the next token at the other positions (model.mask = causal)"
+    )
     condition_dropout: float = Field(0.1, ge=0, lt=1)
     slot_noise: float = Field(0.0, ge=0, le=1, description="share of the blocks that draw a noise level for every slot")
 

@@ -94,7 +94,7 @@ def path_noise(seed: int, indices: Sequence[int], shape: BlockShape, path: Noise
     moving_bNsm = (clock_bNsm > 0) & (clock_bNsm < 1)
     weights_bNsm = log_snr_bNsm.exp() * moving_bNsm * (length * (high - low) * B / (2 * strata))  # dγ = γ d(log γ)
     drop_bN = torch.zeros(len(indices), N, dtype=torch.bool)
-    return Noise(torch.from_numpy(eps_bNsmB), t_of_log_snr(log_snr_bNsm).float(), drop_bN), weights_bNsm
+    return Noise(torch.from_numpy(eps_bNsmB), t_of_log_snr(log_snr_bNsm).float(), drop_bN, ~drop_bN), weights_bNsm
 
 
 def tail_nats(B: int) -> float:

@@ -45,15 +45,16 @@ class NoiseKeys:
 @dataclass(frozen=True)
 class Noise:
     """What corrupts a batch: ``eps`` [b, N, draws, m, B] standard normal, ``t`` in (0, 1), [b, N, draws, 1] where the
-    slots of a block share a level and [b, N, draws, m] where they need not, and ``drop`` [b, N], True where the
-    condition is replaced by the null condition."""
+    slots of a block share a level and [b, N, draws, m] where they need not, ``drop`` [b, N], True where the condition
+    is replaced by the null condition, and ``learn`` [b, N], True where the block learns from the draws."""
 
     eps: Tensor
     t: Tensor
     drop: Tensor
+    learn: Tensor
 
     def to(self, device: torch.device) -> "Noise":
-        return Noise(*(x.to(device, non_blocking=True) for x in (self.eps, self.t, self.drop)))
+        return Noise(*(x.to(device, non_blocking=True) for x in (self.eps, self.t, self.drop, self.learn)))
 
 
 def generator(seed: int, stream: Stream, first: int, second: int) -> np.random.Generator:
@@ -65,13 +66,15 @@ def generator(seed: int, stream: Stream, first: int, second: int) -> np.random.G
 
 
 def block_noise(keys: NoiseKeys, shape: BlockShape, diffusion: DiffusionConfig) -> Noise:
-    """Training noise: t follows ``t_distribution``, drop is a coin per block, and with slot noise a share of the
-    (block, draw) pairs has a level of its own in every slot."""
-    b, d = len(keys.indices), diffusion.noise_draws
+    """Training noise: t follows ``t_distribution``; with slot noise a share of the (block, draw) pairs has a level of
+    its own in every slot, and a ``prefix_share`` of them is a clean prefix and pure noise; a coin per block decides
+    ``drop``, another ``learn``."""
+    b, d = len(keys.indices), diffusion.noise_draws if diffusion.noise_share else 0
     N, m, B = shape
+    own_levels = diffusion.slot_noise > 0 or diffusion.prefix_share > 0
     eps_bNdmB = np.empty((b, N, d, m, B), dtype=np.float32)
-    t_bNdm = np.empty((b, N, d, m if diffusion.slot_noise else 1), dtype=np.float32)
-    coin_bN = np.empty((b, N))
+    t_bNdm = np.empty((b, N, d, m if own_levels else 1), dtype=np.float32)
+    coin_bN, learn_bN = np.empty((b, N)), np.ones((b, N), dtype=bool)
     for row, (index, epoch) in enumerate(zip(keys.indices, keys.epochs, strict=True)):
         rng = generator(keys.seed, Stream.TRAIN, index, epoch)
         rng.standard_normal(out=eps_bNdmB[row], dtype=np.float32)
@@ -81,16 +84,25 @@ def block_noise(keys: NoiseKeys, shape: BlockShape, diffusion: DiffusionConfig) 
             own_Ndm = _levels(rng, (N, d, m), diffusion)
             chosen_Nd1 = rng.random((N, d, 1)) < diffusion.slot_noise
             t_bNdm[row] = np.where(chosen_Nd1, own_Ndm, t_bNdm[row])
+        if diffusion.prefix_share:
+            chosen_Nd1 = rng.random((N, d, 1)) < diffusion.prefix_share
+            noisy_Ndm = np.arange(m) >= rng.integers(m, size=(N, d, 1))
+            t_bNdm[row] = np.where(chosen_Nd1, noisy_Ndm, t_bNdm[row])
+        if diffusion.noise_share < 1:
+            learn_bN[row] = rng.random(N) < diffusion.noise_share
     drop_bN = coin_bN < diffusion.condition_dropout
-    return Noise(torch.from_numpy(eps_bNdmB), torch.from_numpy(t_bNdm), torch.from_numpy(drop_bN))
+    return Noise(*map(torch.from_numpy, (eps_bNdmB, t_bNdm, drop_bN, learn_bN)))
 
 
 def _levels(rng: np.random.Generator, shape: tuple[int, ...], diffusion: DiffusionConfig) -> np.ndarray:
     """Noise levels t, float32, strictly between 0 and 1."""
     if diffusion.t_distribution == "uniform":
-        t = rng.random(shape)
+        t = diffusion.t_low + (1 - diffusion.t_low) * rng.random(shape)
     else:
         t = 1 / (1 + np.exp(-(diffusion.t_mean + diffusion.t_std * rng.standard_normal(shape))))
+    if diffusion.t_distribution == "logit_normal" and diffusion.uniform_share:
+        uniform = diffusion.t_low + (1 - diffusion.t_low) * rng.random(shape)
+        t = np.where(rng.random(shape) < diffusion.uniform_share, uniform, t)
     return t.clip(1e-6, 1 - 1e-6).astype(np.float32)
 
 

@@ -23,10 +23,13 @@ def attention_mask(
 ) -> Tensor | None:
     """Mask for the last ``queries`` places of S = past + queries, [b or 1, 1, queries, S], True = sees.
 
-    ``visible`` is False on padding. With a cache (past > 0) the queries are one block, which sees all that is cached
-    and itself. None where the attention kernels need no mask: then attention is causal without a cache, full with one.
-    With ``always`` a mask is made also where it is causal.
+    ``visible`` is False on padding. With a cache (past > 0) the queries are one block of the model; it sees all that is
+    cached, and all of itself unless m is shorter. None where the attention kernels need no mask: then attention is
+    causal without a cache, full with one. With ``always`` a mask is made also where it is causal.
     """
+    if past and queries > m:
+        causal_qS = torch.ones(queries, past + queries, dtype=torch.bool, device=device).tril(past)
+        return causal_qS[None, None] if visible_bS is None else causal_qS & visible_bS[:, None, None, :]
     if past:
         return None if visible_bS is None else visible_bS[:, None, None, :].expand(-1, -1, queries, -1)
     if visible_bS is None:

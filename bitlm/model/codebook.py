@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from bitlm.codes import encode
 from bitlm.errors import ConfigError
 from bitlm.model.config import BitLMConfig
-from bitlm.model.state import BlockState, HeadConstants
+from bitlm.model.state import BlockState, HeadConstants, Queries
 
 CHUNK = 2**23  # scores held at once in training, in float32: 32 MiB
 TINY = 1e-30  # keeps the log-odds of a bit finite where no token, or none of weight, has its other value
@@ -64,28 +64,42 @@ class Codebook(nn.Module):
         smoothed = counts.double() + 1
         self.log_unigram.copy_((smoothed / smoothed.sum()).log())
 
-    def constants(self, embedding: Tensor) -> HeadConstants:
-        """The tables of the V tokens, from the backbone's embedding matrix [rows, D]."""
+    def constants(self, embedding: Tensor, tables: bool = True) -> HeadConstants:
+        """From the backbone's embedding matrix [rows, D]. ``tables``: with the rows and codes of all V tokens, which
+        ``over_tokens`` needs where there is evidence or a correction."""
         embedding = embedding[: self.vocab_size]
+        constants = HeadConstants(embedding=embedding, log_unigram=self.log_unigram)
+        if not tables:
+            return constants
         rows = embedding if self.low_rank is None else self.low_rank(embedding)
-        codes = _all_codes(self.vocab_size, self.num_bits, embedding.device)
-        return HeadConstants(embedding=embedding, rows=rows, codes=codes, log_unigram=self.log_unigram)
+        return replace(constants, rows=rows, codes=_all_codes(self.vocab_size, self.num_bits, embedding.device))
 
-    def add_scores(self, block: BlockState, context_nmD: Tensor, constants: HeadConstants) -> BlockState:
-        """The block with the scores of all V tokens or, where these take too much memory, with the query for them."""
-        query_nmD = self.query(context_nmD.flatten(1)).view(context_nmD.shape)
-        if _fits(query_nmD, self.vocab_size):
-            return replace(block, scores=_scores(query_nmD, constants))
-        return replace(block, query=query_nmD)
+    def add_query(self, block: BlockState, context_nmD: Tensor) -> BlockState:
+        """The block with q = W·C."""
+        return replace(block, query=self.query(context_nmD.flatten(1)).view(context_nmD.shape))
 
-    def keep_likeliest(
-        self, block: BlockState, context_nmD: Tensor, constants: HeadConstants, count: int
-    ) -> tuple[BlockState, Tensor | None]:
-        """The block with the scores of the ``count`` tokens per slot that are likeliest given C, and their ids
-        [n, m, count]; with those of all V tokens, and None, where there are no more."""
-        query_nmD = self.query(context_nmD.flatten(1)).view(context_nmD.shape)
+    def add_scores(self, block: BlockState, constants: HeadConstants) -> BlockState:
+        """The block with the scores of all V tokens in place of the query, unless these take too much memory."""
+        if block.scores is None and _fits(block.query, self.vocab_size):
+            return replace(block, scores=_scores(block.query, constants), query=None)
+        return block
+
+    def scores_of(self, block: BlockState, constants: HeadConstants) -> Tensor:
+        """E_y·q + log u_y of the block's tokens, [n, m, c]."""
+        return _scores(block.query, constants) if block.scores is None else block.scores
+
+    def rows_of(self, ids: Tensor, constants: HeadConstants) -> Tensor:
+        """√R·R_y, the mean row of a token that is known, [..., R]."""
+        rows = F.embedding(ids, constants.embedding)
+        rows = rows if self.low_rank is None else self.low_rank(rows)
+        return rows * math.sqrt(rows.shape[-1])
+
+    def keep_likeliest(self, block: BlockState, constants: HeadConstants, count: int) -> BlockState:
+        """The block with the scores of the ``count`` tokens per slot that are likeliest given C, and these tokens; with
+        the scores of all V where there are no more."""
+        query_nmD = block.query
         if count >= self.vocab_size:
-            return replace(block, scores=_scores(query_nmD, constants)), None
+            return replace(block, scores=_scores(query_nmD, constants), query=None)
 
         def likeliest(query_kD: Tensor, *context_log_odds: Tensor) -> Tensor:
             scores_kV = _scores(query_kD, constants)
@@ -100,14 +114,27 @@ class Codebook(nn.Module):
         tokens_nmc = in_chunks(likeliest, self.vocab_size, query_nmD, *evidence)
         scores_nmc = in_chunks(scores_of, self.vocab_size, query_nmD, tokens_nmc)
         rows, codes = constants.rows[tokens_nmc], constants.codes[tokens_nmc]
-        kept = replace(block, scores=scores_nmc, rows=rows, codes=codes, tokens=tokens_nmc)
-        return kept, tokens_nmc
+        return replace(block, scores=scores_nmc, query=None, rows=rows, codes=codes, tokens=tokens_nmc)
 
     def couple(self, mean_rows_nmR: Tensor) -> Tensor:
         """R̄ → Σ_j T_{j-i}·R̄_j [n, m, R]."""
         columns = mean_rows_nmR.shape[-1]
         padded = F.pad(mean_rows_nmR, (0, 0, self.reach, self.reach)).flatten(1)  # nothing beyond the block
         return self.coupling(padded.unfold(1, self.coupling.in_features, columns))
+
+    def couple_before(self, mean_rows_npR: Tensor, queries: Queries) -> Tensor:
+        """Rows of the first p slots → Σ_{j<prefix} T_{j-slot}·R̄_j of each of the q slots, [n, q, R]."""
+        columns = mean_rows_npR.shape[-1]
+        padded = F.pad(mean_rows_npR, (0, 0, self.reach, self.reach))
+        first = torch.arange(self.reach, device=mean_rows_npR.device) - self.reach
+        places_qk = queries.slots[:, None] + first
+        window_nqkR = padded[:, places_qk + self.reach]
+        window_nqkR = torch.where((places_qk < queries.prefixes[:, None])[..., None], window_nqkR, 0)
+        return F.linear(window_nqkR.flatten(2), self.coupling.weight[:, : self.reach * columns])
+
+    def widen(self, correction: Tensor) -> Tensor:
+        """a [..., R] → [..., D], so that E_y·(q + this) = E_y·q + R_y·a."""
+        return correction if self.low_rank is None else correction @ self.low_rank.weight
 
     def over_tokens(
         self, function: Callable[..., Any], constants: HeadConstants, block: BlockState, *slots: Tensor
@@ -175,12 +202,14 @@ def _scores(query: Tensor, constants: HeadConstants) -> Tensor:
 
 
 def posterior_scores(
-    scores: Tensor, rows: Tensor, codes: Tensor, evidence: Tensor, correction: Tensor | None = None
+    scores: Tensor, rows: Tensor, codes: Tensor, evidence: Tensor | None = None, correction: Tensor | None = None
 ) -> Tensor:
     """log p up to a constant, [..., c] float32, of scores [..., c], evidence ℓ [..., B] float32, correction a [..., R].
     ``rows`` and ``codes`` belong to all slots ([c, R], [c, B]) or to each ([..., c, R], [..., c, B])."""
     if correction is not None:
         scores = scores + _dot(rows, correction).to(scores.dtype)
+    if evidence is None:
+        return scores
     with torch.autocast(scores.device.type, enabled=False):  # at little noise ℓ is large, and its differences count
         return scores + _dot(codes, evidence / 2)
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, Qwen3Config
 
 from bitlm.codes import min_bits
 from bitlm.config import Head, HeadConfig, ModelConfig
-from bitlm.config.stages import Initialization
+from bitlm.config.stages import Initialization, Mask
 from bitlm.errors import ConfigError
 from bitlm.packing import MAX_BITS
 
@@ -82,6 +82,7 @@ class BitLMConfig(PreTrainedConfig):
     embedding_rows: int = 256
     num_bits: int = 8
     block_size: int = 4
+    mask: Mask = "block"
     slot_embedding: bool = False
 
     hidden_size: int = 64
@@ -199,6 +200,7 @@ class BitLMConfig(PreTrainedConfig):
             embedding_rows=embedding_rows(vocabulary.vocab_size),
             num_bits=vocabulary.num_bits,
             block_size=1 if head == "lm" else model.block_size,
+            mask="block" if head == "lm" else model.mask,
             slot_embedding=head == "diffusion" and model.slot_embedding,
             initialization=model.initialization,
             hidden_size=model.hidden_size,

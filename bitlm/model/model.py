@@ -24,7 +24,7 @@ from bitlm.model.head import DiffusionHead, LanguageModelHead
 from bitlm.model.initialize import initialize_head, initialize_scaled
 from bitlm.model.inputs import check_arguments, check_ids, check_labels, check_like_ids, visible_tokens
 from bitlm.model.interface import BitLMPreTrainedModel, check_attention
-from bitlm.model.state import HeadConstants
+from bitlm.model.state import BlockState, HeadConstants, Queries
 
 DEFAULT_DIFFUSION = DiffusionConfig()
 
@@ -155,8 +155,9 @@ class BitLMForCausalLM(GenerationMixin, BitLMPreTrainedModel):
         else:
             position_ids = positions(visible_bS, m)[:, past:]
         check_attention(self.model.config._attn_implementation)
+        span = m if self.config.mask == "block" else 1
         eager = self.model.config._attn_implementation == "eager"  # adds the mask to the scores
-        mask = build_mask(q, past, m, visible_bS, fed_bqD.device, always=eager)
+        mask = build_mask(q, past, span, visible_bS, fed_bqD.device, always=eager)
         if eager and mask is not None:
             mask = additive_mask(mask, fed_bqD.dtype)
         return self.model(
@@ -205,9 +206,14 @@ class BitLMForCausalLM(GenerationMixin, BitLMPreTrainedModel):
             losses_ndm = self.token_nll(context_nmD, targets_nm)[:, None]  # one draw, m = 1
         else:
             noise = (noise or self._fresh_noise(b, N, diffusion)).to(context_nmD.device)
-            noise = Noise(*map(of_chosen_blocks, (noise.eps, noise.t, noise.drop)))
+            noise = Noise(*map(of_chosen_blocks, (noise.eps, noise.t, noise.drop, noise.learn)))
             losses_ndm = self._slot_losses(context_nmD, targets_nm, noise, diffusion)
-        return _collect(losses_ndm, in_loss_bNm, (b, N))
+        output = _collect(losses_ndm, in_loss_bNm, (b, N))
+        if diffusion.next_token_weight and self.config.head == "diffusion":
+            further = self._next_token_losses(context_bNmD, input_ids.view(b, N, m), output.in_loss).sum()
+            output.loss_sum = output.loss_sum + diffusion.next_token_weight * further
+            output.loss = output.loss_sum / output.loss_count.clamp(min=1)
+        return output
 
     def token_nll(self, context: Tensor, targets: Tensor) -> Tensor:
         """LM head: C [..., D] and ids [...] → exact -log p, nats [...]."""
@@ -215,20 +221,55 @@ class BitLMForCausalLM(GenerationMixin, BitLMPreTrainedModel):
         return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
 
     def _slot_losses(self, context_nmD: Tensor, targets_nm: Tensor, noise: Noise, diffusion: DiffusionConfig) -> Tensor:
-        """C, ids and noise of the same n blocks → loss per block, draw and slot [n, draws, m]."""
+        """C, ids and noise of the same n blocks → loss per block, draw and slot [n, draws, m]; one draw where there is
+        a chain, to which the mean over the noise draws is added."""
+        null = self.head.null_context.to(context_nmD.dtype)
+        context_nmD = torch.where(noise.drop[:, None, None], null, context_nmD)
+        constants = self.head.constants(self.model.embed_tokens.weight, tables=noise.t.shape[1] > 0)
+        block = self.head.prepare(context_nmD)
+        if diffusion.chain_slots == 0:
+            return self._noise_losses(block, constants, targets_nm, noise, diffusion)
+        losses_nm = self._chain_losses(block, constants, targets_nm, diffusion.chain_slots)
+        chosen = noise.learn.nonzero().flatten()
+        if noise.t.shape[1] and len(chosen):
+            noise = Noise(noise.eps[chosen], noise.t[chosen], noise.drop[chosen], noise.learn[chosen])
+            further = self._noise_losses(block.select(chosen), constants, targets_nm[chosen], noise, diffusion)
+            losses_nm = losses_nm.index_add(0, chosen, further.mean(1))
+        return losses_nm[:, None]
+
+    def _noise_losses(
+        self,
+        block: BlockState,
+        constants: HeadConstants,
+        targets_nm: Tensor,
+        noise: Noise,
+        diffusion: DiffusionConfig,
+    ) -> Tensor:
+        """[n, draws, m]"""
         draws = noise.t.shape[1]
         clean_n1mB = encode(targets_nm, self.config.num_bits, check=False)[:, None]
         noisy_ndmB = corrupt(clean_n1mB, noise.eps, noise.t[..., None])
-        null = self.head.null_context.to(context_nmD.dtype)
-        context_nmD = torch.where(noise.drop[:, None, None], null, context_nmD)
-        constants = self.head_constants()
-        block = self.head.prepare(context_nmD, constants).repeat(draws)
-        inputs = noisy_ndmB.flatten(0, 1), noise.t.flatten(0, 1), constants, block
+        posterior = self.head(noisy_ndmB.flatten(0, 1), noise.t.flatten(0, 1), constants, block.repeat(draws))
         if diffusion.loss == "token":
-            repeated = targets_nm.repeat_interleave(draws, dim=0)
-            return -self.head(*inputs).log_prob(repeated).view(noisy_ndmB.shape[:-1])
-        logits_ndmB = self.head(*inputs).log_odds().view(noisy_ndmB.shape)
-        return bit_loss(logits_ndmB, clean_n1mB, noise.t[..., None], diffusion)
+            return -posterior.log_prob(targets_nm.repeat_interleave(draws, dim=0)).view(noisy_ndmB.shape[:-1])
+        return bit_loss(posterior.log_odds().view(noisy_ndmB.shape), clean_n1mB, noise.t[..., None], diffusion)
+
+    def _chain_losses(self, block: BlockState, constants: HeadConstants, targets_nm: Tensor, ahead: int) -> Tensor:
+        """-log p of each slot, the mean over the clean prefixes that have it among the ``ahead`` next ones, [n, m]."""
+        m = targets_nm.shape[1]
+        queries = Queries.every(m, ahead, targets_nm.device)
+        posterior = self.head.behind_prefix(targets_nm[:, : m - 1], queries, constants, block)
+        nll_nq = -posterior.log_prob(targets_nm[:, queries.slots])
+        counts_m = torch.bincount(queries.slots, minlength=m)
+        return nll_nq.new_zeros(targets_nm.shape).index_add(1, queries.slots, nll_nq) / counts_m
+
+    def _next_token_losses(self, context_bNmD: Tensor, ids_bNm: Tensor, in_loss_bNm: Tensor) -> Tensor:
+        """-log p of the tokens in the loss that no block begins with, under the codebook's scores of the state before
+        each (the causal mask shows it nothing later), [b, N-1, m-1]."""
+        states = context_bNmD[:, 1:, :-1]  # of the places of the block before, each behind its token
+        targets, counted = ids_bNm[:, :-1, 1:], in_loss_bNm[:, :-1, 1:]
+        posterior = self.head.next_token(states.flatten(0, 1), self.model.embed_tokens.weight)
+        return torch.where(counted, -posterior.log_prob(targets.flatten(0, 1)).view(targets.shape), 0)
 
     def _in_loss(
         self, input_ids: Tensor, visible_bL: Tensor | None, labels: Tensor | None, loss_tokens: Tensor | None

@@ -1,16 +1,21 @@
-"""The diffusion head's network: a small transformer over the m slots of one block, (A_t, t, C) → hidden states.
+"""The diffusion head's network: a small transformer over slots of one block, (A_t, t, C) → hidden states.
 
 Its shape is that of BitDance's public code (arXiv 2602.14041): adaptive layer norm whose parameters are shared by three
 layers in a row, full attention inside the block, SwiGLU, a sinusoidal embedding of 1000·t, zero-initialized modulation.
+
+With ``attention="causal"`` a slot sees only what tells it something, and clean slots never see noisy ones, so that
+keys and values of clean slots can be kept: see ``visible_slots``.
 """
 
 import math
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitlm.model.config import BitLMConfig
+from bitlm.model.state import Queries
 
 LAYERS_PER_MODULATION = 3
 FREQUENCIES = 256
@@ -23,6 +28,55 @@ def time_features(t: Tensor) -> Tensor:
     frequencies = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
     angles = 1000 * t.float()[..., None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def visible_slots(t_nm: Tensor) -> Tensor:
+    """Causal attention inside the block: which slots each slot sees, [n, m, m] bool.
+
+    A slot sees itself. Clean slots (t = 0) are seen by the noisy ones and by the clean ones after them; noisy slots by
+    the noisy ones; pure noise (t = 1), which tells nothing, by nobody else.
+    """
+    clean_nm, telling_nm = t_nm == 0, t_nm < 1
+    m = t_nm.shape[-1]
+    before_mm = torch.ones(m, m, dtype=torch.bool, device=t_nm.device).tril()
+    of_noisy_n1m = telling_nm[:, None]
+    of_clean_nmm = clean_nm[:, None] & before_mm
+    seen_nmm = torch.where(clean_nm[..., None], of_clean_nmm, of_noisy_n1m)
+    return seen_nmm | torch.eye(m, dtype=torch.bool, device=t_nm.device)
+
+
+def posterior_mean_input(noisy_nmB: Tensor, t: Tensor) -> Tensor:
+    """E[A_0 | A_t] for standard normal A_0: A_t·(1-t)/((1-t)² + t²), which is 0 for pure noise and A_0 at t = 0."""
+    t = t[..., None]
+    return noisy_nmB * ((1 - t) / ((1 - t) ** 2 + t**2))
+
+
+def prefix_mask(kept: int, new: int, queries: Queries) -> Tensor:
+    """``visible_slots`` for ``new`` clean slots and then the queries, [1, new + q, kept + new + q] bool; the keys of
+    ``kept`` clean slots stand before theirs."""
+    device = queries.slots.device
+    clean = torch.arange(kept + new, device=device)
+    q = len(queries.slots)
+    of_clean = F.pad(clean <= clean[kept:, None], (0, q))
+    of_queries = torch.cat([clean < queries.prefixes[:, None], torch.eye(q, dtype=torch.bool, device=device)], dim=1)
+    return torch.cat([of_clean, of_queries])[None]
+
+
+@dataclass
+class KeptSlots:
+    """What is kept of the ``count`` clean slots so far: for each layer keys and values [n, heads, places, head_dim],
+    those of C before those of the slots, and their rows R̄ [n, count, R]."""
+
+    layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    count: int = 0
+    rows: Tensor | None = None
+
+    def add(self, count: int, rows: Tensor | None) -> Tensor | None:
+        """Count further slots; returns the rows of all."""
+        self.count += count
+        if rows is not None:
+            self.rows = rows if self.rows is None else torch.cat([self.rows, rows], dim=1)
+        return self.rows
 
 
 class HeadLayer(nn.Module):
@@ -39,31 +93,46 @@ class HeadLayer(nn.Module):
         self.up = nn.Linear(width, 2 * hidden)
         self.down = nn.Linear(hidden, width)
 
-    def forward(self, x_nmH: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
-        scale1, shift1, gate1, scale2, shift2, gate2 = modulation  # each [n, m, H]
-        x_nmH = x_nmH + gate1 * self.attend(torch.addcmul(shift1, self.attention_norm(x_nmH), 1 + scale1))
-        gate, value = self.up(torch.addcmul(shift2, self.ffn_norm(x_nmH), 1 + scale2)).chunk(2, dim=-1)
-        return x_nmH + gate2 * self.down(F.silu(gate) * value)
+    def forward(
+        self, x_nsH: Tensor, modulation: tuple[Tensor, ...], further: tuple[Tensor, Tensor] | None, mask: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """``further`` keys and values [n, heads, places, head_dim] stand before those of the slots.
+        ``mask`` [n or 1, 1, s, places + s] is True where a slot sees. Returns the slots, and their keys and values."""
+        scale1, shift1, gate1, scale2, shift2, gate2 = modulation  # each [n or 1, s, H]
+        mixed_nsH, own = self.attend(torch.addcmul(shift1, self.attention_norm(x_nsH), 1 + scale1), further, mask)
+        x_nsH = x_nsH + gate1 * mixed_nsH
+        gate, value = self.up(torch.addcmul(shift2, self.ffn_norm(x_nsH), 1 + scale2)).chunk(2, dim=-1)
+        return x_nsH + gate2 * self.down(F.silu(gate) * value), own
 
-    def attend(self, x_nmH: Tensor) -> Tensor:
-        n, m, width = x_nmH.shape
-        qkv = self.qkv(x_nmH).view(n, m, 3, self.num_heads, self.head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [n, heads, m, head_dim]
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        return self.out(mixed.transpose(1, 2).reshape(n, m, width))
+    def attend(
+        self, x_nsH: Tensor, further: tuple[Tensor, Tensor] | None, mask: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        n, s, width = x_nsH.shape
+        qkv = self.qkv(x_nsH).view(n, s, 3, self.num_heads, self.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [n, heads, s, head_dim]
+        own = k, v
+        if further is not None:
+            k, v = torch.cat([further[0], k], dim=2), torch.cat([further[1], v], dim=2)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out(mixed.transpose(1, 2).reshape(n, s, width)), own
 
 
 class HeadNetwork(nn.Module):
-    """With ``context_path="direct"`` the image of C is also added to the input; else C acts through the norms alone."""
+    """C acts through the adaptive norms (``context_path="norm"``), also through its image that is added to the input
+    (``"direct"``), or through that image and as m further keys and values in every layer (``"attention"``)."""
 
     def __init__(self, config: BitLMConfig) -> None:
         super().__init__()
         head = config.diffusion_head
         H = head.width
-        self.adds_condition = head.context_path == "direct"
+        self.path, self.causal = head.context_path, head.attention == "causal"
+        self.num_heads, self.head_dim = H // head.head_dim, head.head_dim
         self.slot_embedding = nn.Parameter(torch.empty(config.block_size, H))
         self.input = nn.Linear(config.num_bits, H)
         self.condition = nn.Linear(config.hidden_size, H)
+        self.memory = None
+        if self.path == "attention":
+            self.memory = nn.Linear(config.hidden_size, head.num_layers * 2 * H)
         self.time = nn.Sequential(nn.Linear(FREQUENCIES, H), nn.SiLU(), nn.Linear(H, H))
         self.layers = nn.ModuleList(HeadLayer(H, head.head_dim, head.ffn_ratio) for _ in range(head.num_layers))
         groups = math.ceil(head.num_layers / LAYERS_PER_MODULATION)
@@ -77,22 +146,50 @@ class HeadNetwork(nn.Module):
         features = time_features(t.expand(-1, len(self.slot_embedding)))
         return self.time(features.to(self.time[0].weight.dtype))
 
-    def forward(
-        self, noisy_nmB: Tensor, time_nmH: Tensor, condition_nmH: Tensor, features_nmH: Tensor | None = None
-    ) -> Tensor:
-        """A_t, ``embed_time(t)`` and ``condition(C)`` → hidden states [n, m, H]. ``features`` are added to the input.
+    def remember(self, context_nmD: Tensor) -> Tensor | None:
+        """Keys and values of C in every layer, [n, layers, 2, heads, m, head_dim]; None on the other context paths."""
+        if self.memory is None:
+            return None
+        parts = self.memory(context_nmD).unflatten(-1, (len(self.layers), 2, self.num_heads, self.head_dim))
+        return parts.permute(0, 2, 3, 4, 1, 5)
 
-        ``time`` may have one row for all n blocks.
+    def embed(self, codes_nsB: Tensor, condition_nsH: Tensor, slots: slice | Tensor, features: Tensor | None) -> Tensor:
+        """The network's input for the slots with these numbers, [n, s, H]. ``features`` are added to it."""
+        x_nsH = self.input(codes_nsB.to(condition_nsH.dtype)) + self.slot_embedding[slots]
+        if self.path != "norm":
+            x_nsH = x_nsH + condition_nsH
+        return x_nsH if features is None else x_nsH + features
+
+    def forward(
+        self,
+        x_nsH: Tensor,
+        time_nsH: Tensor,
+        condition_nsH: Tensor,
+        memory: Tensor | None = None,
+        mask: Tensor | None = None,
+        kept: KeptSlots | None = None,
+        keep: int = 0,
+    ) -> Tensor:
+        """``embed``, ``embed_time(t)`` (one row may serve all n blocks), ``condition(C)`` and ``remember(C)`` → hidden
+        states [n, s, H].
+
+        ``mask`` [n or 1, s, slots] says which slots each one sees, None: all; C is seen by all. The ``kept`` slots
+        stand before these s; afterwards it also holds the first ``keep`` of them.
         """
-        modulated_by = F.silu(time_nmH + condition_nmH)
-        x_nmH = self.input(noisy_nmB.to(condition_nmH.dtype)) + self.slot_embedding
-        if self.adds_condition:
-            x_nmH = x_nmH + condition_nmH
-        if features_nmH is not None:
-            x_nmH = x_nmH + features_nmH
+        modulated_by = F.silu(time_nsH if self.path == "attention" else time_nsH + condition_nsH)
+        if mask is not None:
+            mask = F.pad(mask, (0 if memory is None else memory.shape[-2], 0), value=True)[:, None]
         for i, layer in enumerate(self.layers):
             if i % LAYERS_PER_MODULATION == 0:
                 modulation = self.modulations[i // LAYERS_PER_MODULATION](modulated_by).chunk(6, dim=-1)
-            x_nmH = layer(x_nmH, modulation)
+            further = None if memory is None else (memory[:, i, 0], memory[:, i, 1])
+            if kept is not None and len(kept.layers) > i:
+                further = kept.layers[i]  # begins with C's
+            x_nsH, own = layer(x_nsH, modulation, further, mask)
+            if kept is not None:
+                grown = tuple(new[:, :, :keep] for new in own)
+                if further is not None:
+                    grown = tuple(torch.cat(pair, dim=2) for pair in zip(further, grown, strict=True))
+                kept.layers[i : i + 1] = [grown]
         scale, shift = self.final_modulation(modulated_by).chunk(2, dim=-1)
-        return torch.addcmul(shift, self.final_norm(x_nmH), 1 + scale)
+        return torch.addcmul(shift, self.final_norm(x_nsH), 1 + scale)

@@ -8,12 +8,32 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Queries:
+    """Slots of pure noise that are asked for: ``slots`` [q] their numbers, ``prefixes`` [q] how many clean slots, from
+    the first on, each one sees. Both int64."""
+
+    slots: Tensor
+    prefixes: Tensor
+
+    @classmethod
+    def of(cls, pairs: list[tuple[int, int]], device: torch.device) -> "Queries":
+        """From (slot, prefix) pairs."""
+        return cls(*torch.tensor(pairs, device=device).T)
+
+    @classmethod
+    def every(cls, m: int, ahead: int, device: torch.device) -> "Queries":
+        """Behind each prefix of m slots, the ``ahead`` next ones, as far as there are so many."""
+        return cls.of([(slot, prefix) for prefix in range(m) for slot in range(prefix, min(prefix + ahead, m))], device)
+
+
+@dataclass(frozen=True)
 class BlockState:
     """What follows from C alone, for n blocks. A field is None where the head has no such thing.
 
-    condition: input of the adaptive norms without the part of t, [n, m, H].
+    condition: the image of C that the network is shown, [n, m, H].
+    memory: keys and values of C in every layer, [n, layers, 2, heads, m, head_dim], with ``context_path="attention"``.
     context_log_odds: the bits' log-odds read from C, [n, m, B] float32, with ``context_path="direct"``.
-    query: q = W·C of the codebook, [n, m, D]; kept where the scores of all V tokens would take too much memory.
+    query: q = W·C of the codebook, [n, m, D], until there are scores in place of it.
     scores: E_y·q + log u_y of c tokens, [n, m, c] float32.
     rows, codes: R_y and φ(y) of these tokens where each slot has its own, [n, m, c, R] and [n, m, c, B]; None where the
         c tokens are all V.
@@ -21,6 +41,7 @@ class BlockState:
     """
 
     condition: Tensor
+    memory: Tensor | None = None
     context_log_odds: Tensor | None = None
     query: Tensor | None = None
     scores: Tensor | None = None
@@ -42,6 +63,10 @@ class BlockState:
     def select(self, index: Tensor) -> "BlockState":
         """The blocks at these places [n'] (int64)."""
         return self.map(lambda tensor: tensor[index])
+
+    def of_slots(self, slots: Tensor) -> "BlockState":
+        """What belongs to the slots with these numbers [s] alone; the memory stays whole."""
+        return self.map(lambda tensor: tensor if tensor is self.memory else tensor[:, slots])
 
     def repeat(self, times: int) -> "BlockState":
         """Every block ``times`` in a row."""
@@ -66,6 +91,7 @@ class HeadConstants:
     codes: φ [V, B]. log_unigram: log u [V].
     null: for guidance, one block whose C is the null condition.
     times: for a sampler, the embedding of each step's noise levels, [K, 1, m, H].
+    ends: for clean prefixes, the embedding of t = 0 and of t = 1, [1, 2, H].
     """
 
     embedding: Tensor | None = None
@@ -74,3 +100,4 @@ class HeadConstants:
     log_unigram: Tensor | None = None
     null: BlockState | None = None
     times: Tensor | None = None
+    ends: Tensor | None = None

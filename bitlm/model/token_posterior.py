@@ -17,14 +17,14 @@ Reduce = Callable[..., Any]
 
 @dataclass(frozen=True)
 class TokenPosterior:
-    """``evidence`` ℓ [n, m, B] and ``correction`` a [n, m, R] are those of the slots of ``block``. With ``scale`` the
-    first half of the blocks is conditional and the second half null, as for ``guided``."""
+    """``evidence`` ℓ [n, m, B] and ``correction`` a [n, m, R] are those of the slots of ``block``, where there are any.
+    With ``scale`` the first half of the blocks is conditional and the second half null, as for ``guided``."""
 
     codebook: Codebook
     constants: HeadConstants
     block: BlockState
-    evidence: Tensor
-    correction: Tensor
+    evidence: Tensor | None = None
+    correction: Tensor | None = None
     scale: float | None = None
 
     def log_odds(self) -> Tensor:
@@ -68,24 +68,33 @@ class TokenPosterior:
         return [tokens if self.scale is None else tokens[: len(tokens) // 2]]
 
     def _reduce(self, reduce: Reduce, *slots: Tensor) -> Any:
-        over_tokens = self.codebook.over_tokens
+        """``reduce`` of log p + const of every slot; ``slots`` go along."""
+        told = {"evidence": self.evidence, "correction": self.correction}
+        names = [name for name, tensor in told.items() if tensor is not None]
+        tensors = [tensor for tensor in told.values() if tensor is not None]
+        width = len(names)
         if self.scale is None:
 
-            def of_slots(scores: Tensor, rows: Tensor, codes: Tensor, ev: Tensor, a: Tensor, *more: Tensor) -> Any:
-                return reduce(posterior_scores(scores, rows, codes, ev, a), codes, *more)
+            def of_slots(scores: Tensor, rows: Tensor, codes: Tensor, *more: Tensor) -> Any:
+                given = dict(zip(names, more[:width], strict=True))
+                return reduce(posterior_scores(scores, rows, codes, **given), codes, *more[width:])
 
-            return over_tokens(of_slots, self.constants, self.block, self.evidence, self.correction, *slots)
-        # Of both branches the scores are wanted for one chunk of slots at a time.
+            return self.codebook.over_tokens(of_slots, self.constants, self.block, *tensors, *slots)
         conditional, null = self.block.halves()
+        halves = [tensor.chunk(2) for tensor in tensors]
 
-        def of_both(scores: Tensor, rows: Tensor, codes: Tensor, *both: Tensor) -> Any:
-            ev, a, null_scores, null_ev, null_a, *more = both
-            log_p = posterior_scores(scores, rows, codes, ev, a).log_softmax(-1)
-            null_log_p = posterior_scores(null_scores, rows, codes, null_ev, null_a).log_softmax(-1)
-            return reduce(torch.lerp(null_log_p, log_p, self.scale), codes, *more)
+        def of_both(scores: Tensor, rows: Tensor, codes: Tensor, null_scores: Tensor, *more: Tensor) -> Any:
+            given = dict(zip(names, more[:width], strict=True))
+            of_null = dict(zip(names, more[width : 2 * width], strict=True))
+            log_p = posterior_scores(scores, rows, codes, **given).log_softmax(-1)
+            null_log_p = posterior_scores(null_scores, rows, codes, **of_null).log_softmax(-1)
+            return reduce(torch.lerp(null_log_p, log_p, self.scale), codes, *more[2 * width :])
 
-        (ev, null_ev), (a, null_a) = self.evidence.chunk(2), self.correction.chunk(2)
-        return over_tokens(of_both, self.constants, conditional, ev, a, null.scores, null_ev, null_a, *slots)
+        of_halves = [half[0] for half in halves], [half[1] for half in halves]
+        null_scores = self.codebook.scores_of(null, self.constants)
+        return self.codebook.over_tokens(
+            of_both, self.constants, conditional, null_scores, *of_halves[0], *of_halves[1], *slots
+        )
 
 
 def _id(index: Tensor, tokens: Tensor | None = None) -> Tensor:
