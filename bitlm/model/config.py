@@ -221,6 +221,11 @@ class BitLMConfig(PreTrainedConfig):
     def has_codebook(self) -> bool:
         return self.head == "diffusion" and self.diffusion_head.denoiser in ("codebook_prior", "codebook")
 
+    @property
+    def has_token_posterior(self) -> bool:
+        """Whether the head's answer is a distribution over tokens, not over independent bits."""
+        return self.head == "diffusion" and self.diffusion_head.denoiser == "codebook"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         plain = super().to_dict()

@@ -141,9 +141,9 @@ class HeadNetwork(nn.Module):
         self.final_modulation = nn.Linear(H, 2 * H)
 
     def embed_time(self, t: Tensor) -> Tensor:
-        """t [n or 1, m or 1] → its part of the adaptive norm's input, [n or 1, m, H]."""
+        """t [n or 1, s] → its part of the adaptive norm's input, [n or 1, s, H]; with s = 1 it serves all m slots."""
         # A level that the slots share is embedded for each of them: rounding depends on the number of a product's rows.
-        features = time_features(t.expand(-1, len(self.slot_embedding)))
+        features = time_features(t.expand(-1, len(self.slot_embedding)) if t.shape[1] == 1 else t)
         return self.time(features.to(self.time[0].weight.dtype))
 
     def remember(self, context_nmD: Tensor) -> Tensor | None:

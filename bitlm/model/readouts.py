@@ -103,7 +103,7 @@ class CodebookPriorReadout(MatchedFilterReadout):
         self.candidates = config.diffusion_head.codebook_candidates
 
     def constants(self, embedding: Tensor, tables: bool = True) -> HeadConstants:
-        return self.codebook.constants(embedding, tables)
+        return self.codebook.constants(embedding)
 
     def prepare(self, block: BlockState, context_nmD: Tensor) -> BlockState:
         return self.codebook.add_query(block, context_nmD)
@@ -161,6 +161,9 @@ class CodebookReadout(CodebookPriorReadout):
     @staticmethod
     def num_outputs(config: BitLMConfig) -> int:
         return config.diffusion_head.codebook_rank or config.hidden_size
+
+    def constants(self, embedding: Tensor, tables: bool = True) -> HeadConstants:
+        return self.codebook.constants(embedding, tables)
 
     def forward(
         self, network: Network, evidence: Tensor, constants: HeadConstants, block: BlockState, told: Tensor | None
