@@ -14,22 +14,10 @@ from pydantic import BaseModel
 from bitlm.artifacts.record import Record, fingerprint
 from bitlm.artifacts.store import Store
 from bitlm.config import EvaluateConfig, Head, PipelineConfig
+from bitlm.config.sampler import SAMPLER_KEYS
 from bitlm.config.stages import InitKind, init_kind
 from bitlm.data.sources.state import corpus_identity, corpus_location, tokenizer_identity
 from bitlm.errors import ConfigError
-
-# Settings of the diffusion sampler, whose defaults are the article's. The evaluation of an LM head does not depend on
-# them.
-SAMPLER_KEYS = {
-    "num_steps",
-    "guidance_scale",
-    "guidance_form",
-    "time_grid",
-    "time_shift",
-    "stagger",
-    "void",
-    "commit_threshold",
-}
 
 
 @dataclass(frozen=True)
@@ -279,15 +267,18 @@ def _finetune(config: PipelineConfig, head: Head, pretrain: Step, corpus: Step, 
 
 def _evaluations(config: PipelineConfig, label: str, inputs: dict[str, Step]) -> list[Step]:
     """With the configured sampler and, for a diffusion head whose sampler is another one, also with the article's."""
-    head = inputs["model"].identity["head"]
-    excluded = {"execution", "lead_sentences", *_default_tokenizer(config)} | (SAMPLER_KEYS if head == "lm" else set())
-    identity = config.evaluate.model_dump(mode="json", exclude=excluded)
+    head, evaluate = inputs["model"].identity["head"], config.evaluate
+    excluded = {"execution", "lead_sentences", *_default_tokenizer(config), *SAMPLER_KEYS}
+    identity = evaluate.model_dump(mode="json", exclude=excluded)
     identity |= {"system": "model", "head": head, "prompt": config.prompt.identity()}
-    identities = {label: identity}
-    article = identity | EvaluateConfig().model_dump(mode="json", include=SAMPLER_KEYS)
-    if head == "diffusion" and article != identity:
-        identities[f"{label}-article"] = article
-    execution, scale = config.evaluate.execution, config.model.scale
+    if head == "lm":
+        identities = {label: identity | {"temperature": evaluate.temperature}}
+    else:
+        own, article = evaluate.sampler_identity(), EvaluateConfig().sampler_identity()
+        identities = {label: identity | own}
+        if own != article:
+            identities[f"{label}-article"] = identity | article
+    execution, scale = evaluate.execution, config.model.scale
     return [_make("evaluate", f"{scale}-{name}", found, execution, **inputs) for name, found in identities.items()]
 
 

@@ -8,11 +8,12 @@ from typing import Any
 
 from pydantic import model_validator
 
+from bitlm.config import sampler
+from bitlm.config.frozen import Frozen
 from bitlm.config.stages import (
     CorpusConfig,
     EvaluateConfig,
     FinetuneConfig,
-    Frozen,
     ModelConfig,
     PretrainConfig,
     PromptConfig,
@@ -124,6 +125,25 @@ def _workers_divide_batch(config: Sections) -> None:
             raise ValueError(f"{key}.execution.num_workers = {workers} does not divide {key}.batch_size = {batch}")
 
 
+def _sampler_has_its_options(config: Sections) -> None:
+    sampler.check(config.evaluate, "evaluate.")
+
+
+def _landing_slots_divide_block(config: Sections) -> None:
+    m, slots = config.model.block_size, config.evaluate.slots_per_call
+    if m % slots:
+        raise ValueError(f"evaluate.slots_per_call = {slots} does not divide model.block_size = {m}")
+
+
+def _descent_has_no_temperature(config: Sections) -> None:
+    temperature = config.evaluate.temperature
+    if temperature and config.evaluate.sampler == "descent" and "diffusion" in config.pretrain.heads:
+        raise ValueError(
+            f"evaluate.temperature = {temperature} needs evaluate.sampler = commit for the diffusion head: the descent "
+            "samples by its noise"
+        )
+
+
 def _trainings(config: Sections) -> Iterator[tuple[str, TrainConfig]]:
     yield "pretrain", config.pretrain
     yield "finetune", config.finetune
@@ -139,5 +159,8 @@ CHECKS: tuple[Callable[[Sections], None], ...] = (
     _chain_has_causal_attention,
     _bits_cover_vocabulary,
     _workers_divide_batch,
+    _sampler_has_its_options,
+    _landing_slots_divide_block,
+    _descent_has_no_temperature,
 )
 """Each raises ValueError, in a message that names the keys, or accepts the configuration."""

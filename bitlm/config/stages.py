@@ -7,7 +7,10 @@ The settings at its top level say what is computed: its *identity*, which enters
 import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
+
+from bitlm.config.frozen import Frozen
+from bitlm.config.sampler import SamplerConfig
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"  # of values that become part of an artifact's name, and so of a path
 Head = Literal["diffusion", "lm"]
@@ -22,10 +25,6 @@ InitKind = Literal["lm", "artifact", "hub", "folder"]
 
 HUB = "hub:"  # prefix of a setting that names a repository on the Hub
 PRETRAIN_ID = re.compile(r"pretrain/[A-Za-z0-9._-]+(@v[1-9][0-9]*)?")
-
-
-class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class StageConfig(Frozen):
@@ -261,21 +260,9 @@ class EvaluateExecution(Frozen):
     batch_size: int = Field(32, ge=1)
 
 
-class EvaluateConfig(StageConfig):
+class EvaluateConfig(StageConfig, SamplerConfig):
     split: Literal["validation", "test"] = "test"
     examples: int | None = Field(None, ge=1, description="the first so many examples of the split; by default all")
-    num_steps: int = Field(15, ge=1, description="K")
-    guidance_scale: float = Field(9.0, ge=0, description="ω; 1 is no guidance")
-    guidance_form: Literal["prediction", "logit"] = Field(
-        "prediction", description="what is guided: the estimate of the code, or the bits' log-odds"
-    )
-    time_grid: Literal["uniform", "shifted"] = "uniform"
-    time_shift: float = Field(3.0, gt=0, description="of the shifted grid; 1 is the uniform one")
-    stagger: float = Field(0.0, ge=0, le=1, description="how much later each slot starts; 1: one after the other")
-    void: Literal["clamp", "nearest"] = "clamp"
-    commit_threshold: float | None = Field(
-        None, gt=0, lt=1, description="end a block early once every bit is stable and this certain; by default never"
-    )
     seed: int = Field(0, ge=0)
     lead_sentences: int = Field(1, ge=1, description="sentences of the lead baseline")
     bootstrap_samples: int = Field(1000, ge=1)

@@ -9,15 +9,6 @@ from bitlm.config import DiffusionConfig, EvaluateConfig, HeadConfig, ModelConfi
 
 ARTICLE, OURS = "article", "ours"
 COMPARED_HEAD_KEYS = ("denoiser", "context_path")
-COMPARED_SAMPLER_KEYS = (
-    "num_steps",
-    "guidance_scale",
-    "guidance_form",
-    "time_grid",
-    "stagger",
-    "void",
-    "commit_threshold",
-)
 
 
 def departures(record: Record) -> list[str]:
@@ -75,7 +66,7 @@ def note(record: Record) -> str:
 
 def _defaults(stage: str) -> dict[str, Any]:
     if stage == "evaluate":
-        return EvaluateConfig().model_dump(mode="json", include=set(COMPARED_SAMPLER_KEYS))
+        return EvaluateConfig().sampler_identity()
     training = {**DiffusionConfig().model_dump(mode="json"), "optimizer": TrainConfig().optimizer}
     if stage == "finetune":
         return training

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from rich.table import Table
 
 from bitlm.artifacts.record import Record
-from bitlm.config.stages import Frozen
+from bitlm.config.frozen import Frozen
 from bitlm.evaluate import choices
 from bitlm.evaluate.measures import MAIN_MEASURES, MEASURES
 from bitlm.text import markdown as escaped
