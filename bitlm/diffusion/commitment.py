@@ -96,7 +96,7 @@ class Commitment:
             place_rm = (~landed_rm).cumsum(1) - 1
         else:
             sure_rm = log_p_rm.masked_fill(landed_rm, -torch.inf)
-            place_rm = sure_rm.argsort(1, descending=True, stable=True).argsort(1)
+            place_rm = sure_rm.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         landing_rm = place_rm < self.slots_per_call
         if self.threshold is not None:
             landing_rm = landing_rm | (log_p_rm.exp() > self.threshold)

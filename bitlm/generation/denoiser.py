@@ -1,6 +1,6 @@
 """The diffusion head as the sampler's denoiser: as it is, compiled, and on a GPU recorded as one CUDA graph per block.
 
-A graph replays every kernel of all K steps with one launch: the kernels of a small head over a few blocks are shorter
+A graph replays every kernel of all calls with one launch: the kernels of a small head over a few blocks are shorter
 than the time the host takes to launch them. It stands for one number of blocks, so batches are filled up to the next
 power of two.
 """
@@ -14,8 +14,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from bitlm.diffusion.loss import to_codes
-from bitlm.diffusion.sampler import Denoised, GuidanceForm, RealCodes, Schedule, denoise_block, guide
+from bitlm.diffusion.posterior import Posterior
+from bitlm.diffusion.sampler import Sampled, Sampler
 from bitlm.generation.protocol import BlockTensors
 
 _GRAPHS: "WeakKeyDictionary[nn.Module, tuple[Hashable, dict[Hashable, GraphedBlock]]]" = WeakKeyDictionary()
@@ -23,98 +23,141 @@ _GRAPHS: "WeakKeyDictionary[nn.Module, tuple[Hashable, dict[Hashable, GraphedBlo
 
 @dataclass(frozen=True)
 class HeadDenoiser:
-    """(A_t [n, m, B], step k) → Â_0 [n, m, B], guided unless ω = 1.
+    """The head as a ``Denoiser``.
 
-    ``block`` holds n blocks, with guidance 2n, the conditional ones first, then the null ones: both branches are one
-    call of the head.
+    block: what the head knows of n blocks; if ``two_branches`` of 2n, the conditional ones first, then the null ones:
+        both branches are one call of the head.
+    levels, constants: the sampler's noise levels [S], ascending, and the head's constants for these.
     """
 
     head: nn.Module
-    schedule: Schedule
+    levels: Tensor
     constants: Any
     block: BlockTensors
-    guidance_scale: float
-    guidance_form: GuidanceForm
+    two_branches: bool
     compiled: bool = False
 
-    def __call__(self, noisy_nmB: Tensor, k: int) -> Tensor:
-        if self.guidance_scale == 1:
-            return to_codes(self._log_odds(noisy_nmB, k))
-        conditional, null = self._log_odds(torch.cat([noisy_nmB, noisy_nmB]), k).chunk(2)
-        return guide(conditional, null, self.guidance_scale, self.guidance_form)
-
-    def _log_odds(self, noisy_nmB: Tensor, k: int) -> Tensor:
-        t, time = self.schedule.t[k], self.constants.times[k]
+    def __call__(self, noisy_nmB: Tensor, t: Tensor, guided: bool) -> Posterior:
+        block, n = self.block, len(noisy_nmB)
+        if guided:
+            noisy_nmB, t = torch.cat([noisy_nmB, noisy_nmB]), t if len(t) == 1 else torch.cat([t, t])
+        elif self.two_branches:
+            block = block.map(lambda tensor: tensor[:n])
+        slots = torch.arange(t.shape[1], device=t.device)
+        time = self.constants.times[torch.searchsorted(self.levels, t), 0, slots]
         if not self.compiled:
-            return self.head(noisy_nmB, t, self.constants, self.block, time).log_odds()
-        if len(noisy_nmB) > 1:  # one compilation for every number of blocks: it changes as rows end
-            for tensor in (noisy_nmB, *self.block.tensors().values()):
-                torch._dynamo.maybe_mark_dynamic(tensor, 0)
-        return _compiled_head()(self.head, noisy_nmB, t, self.constants, self.block, time)
+            return self.head(noisy_nmB, t, self.constants, block, time)
+        _mark_blocks(noisy_nmB, t, time, *block.tensors().values())
+        return CompiledPosterior(_compiled_head()(self.head, noisy_nmB, t, self.constants, block, time))
 
     def keep(self, rows: Tensor) -> "HeadDenoiser":
         """For the blocks at these places alone."""
-        if self.guidance_scale != 1:
+        if self.two_branches:
             rows = torch.cat([rows, rows + len(self.block.condition) // 2])
         return replace(self, block=self.block.select(rows))
 
 
+@dataclass(frozen=True)
+class CompiledPosterior:
+    """A posterior whose answers are computed by compiled code."""
+
+    plain: Posterior
+
+    def log_odds(self) -> Tensor:
+        return self._ask("log_odds")
+
+    def best(self) -> tuple[Tensor, Tensor]:
+        return self._ask("best")
+
+    def sample(self, uniform_ns: Tensor, temperature: float = 1.0) -> Tensor:
+        return self._ask("sample", uniform_ns, temperature)
+
+    def log_prob(self, ids_ns: Tensor) -> Tensor:
+        return self._ask("log_prob", ids_ns)
+
+    def guided(self, scale: float) -> "CompiledPosterior":
+        return CompiledPosterior(self.plain.guided(scale))
+
+    def _ask(self, name: str, *given: Any) -> Any:
+        _mark_blocks(*(value for value in (*vars(self.plain).values(), *given) if isinstance(value, Tensor)))
+        return _compiled_answer()(self.plain, name, *given)
+
+
+def _mark_blocks(*tensors: Tensor) -> None:
+    """One compilation for every number of blocks from 2 on: it changes as rows end."""
+    for tensor in tensors:
+        if len(tensor) > 1:
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+
+
 @cache
-def _compiled_head() -> Callable[..., Tensor]:
+def _compiled_head() -> Callable[..., Posterior]:
     """Made when first asked for: to load the compiler takes seconds, which every process would pay."""
 
     @torch.compile
-    def call(head: nn.Module, noisy: Tensor, t: Tensor, constants: Any, block: BlockTensors, time: Tensor) -> Tensor:
-        return head(noisy, t, constants, block, time).log_odds()
+    def call(head: nn.Module, noisy: Tensor, t: Tensor, constants: Any, block: BlockTensors, time: Tensor) -> Posterior:
+        return head(noisy, t, constants, block, time)
 
     return call
 
 
-class GraphedBlock:
-    """``denoise_block`` for one number of blocks, recorded. It reads its inputs from buffers of its own."""
+@cache
+def _compiled_answer() -> Callable[..., Any]:
+    @torch.compile
+    def answer(posterior: Posterior, name: str, *given: Any) -> Any:
+        return getattr(posterior, name)(*given)
 
-    def __init__(self, denoiser: HeadDenoiser, noise_nmB: Tensor, real_codes: RealCodes) -> None:
+    return answer
+
+
+class GraphedBlock:
+    """A sampler of ``fixed`` calls for one number of blocks, recorded. It reads its inputs from buffers of its own."""
+
+    def __init__(self, sampler: Sampler, denoiser: HeadDenoiser, noise_nmB: Tensor, uniform_nm: Tensor | None) -> None:
         self._noise = noise_nmB.clone()
-        # The graph reads the tensors of the schedule and of the constants too, which the denoiser keeps alive.
-        self._denoiser = replace(denoiser, block=denoiser.block.map(torch.clone))
+        self._uniform = None if uniform_nm is None else uniform_nm.clone()
+        # The graph reads the tensors of sampler and constants too, which are kept alive here.
+        self._sampler, self._denoiser = sampler, replace(denoiser, block=denoiser.block.map(torch.clone))
         stream = torch.cuda.Stream(noise_nmB.device)
         stream.wait_stream(torch.cuda.current_stream(noise_nmB.device))
         with torch.cuda.stream(stream):  # compiles, and lets libraries make their handles and workspaces
             for _ in range(2):
-                denoise_block(self._denoiser, self._noise, denoiser.schedule, real_codes)
+                sampler(self._denoiser, self._noise, self._uniform)
         torch.cuda.current_stream(noise_nmB.device).wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, stream=stream):
-            self._values = denoise_block(self._denoiser, self._noise, denoiser.schedule, real_codes).values
+            self._sampled = sampler(self._denoiser, self._noise, self._uniform)
 
-    def __call__(self, block: BlockTensors, noise_nmB: Tensor) -> Tensor:
-        """A_1 [n, m, B] → A_0 [n, m, B]."""
+    def __call__(self, block: BlockTensors, noise_nmB: Tensor, uniform_nm: Tensor | None) -> Tensor:
+        """A_1 [n, m, B] → ids [n, m]."""
         self._noise.copy_(noise_nmB)
+        if self._uniform is not None:
+            self._uniform.copy_(uniform_nm)
         buffers, tensors = self._denoiser.block.tensors(), block.tensors()
         for name, buffer in buffers.items():
             buffer.copy_(tensors[name])
         self._graph.replay()
-        return self._values.clone()
+        return self._sampled.ids.clone()
 
 
-def denoise_as_graph(denoiser: HeadDenoiser, noise_nmB: Tensor, real_codes: RealCodes) -> Denoised:
-    """``denoise_block`` through the graph of this head, these settings and the next power of two of blocks.
+def sample_as_graph(sampler: Sampler, denoiser: HeadDenoiser, noise_nmB: Tensor, uniform_nm: Tensor | None) -> Sampled:
+    """The sampler through the graph of this head, its settings and the next power of two of blocks.
 
     A graph holds the addresses of the head's parameters and copies of what was computed from them: the graphs of a head
     whose parameters were moved or changed are thrown away.
     """
-    n, schedule = len(noise_nmB), denoiser.schedule
+    n = len(noise_nmB)
     filled = 1 << (n - 1).bit_length()
     if filled > n:
         index = torch.arange(filled, device=noise_nmB.device).clamp(max=n - 1)
         denoiser, noise_nmB = denoiser.keep(index), noise_nmB[index]
+        uniform_nm = None if uniform_nm is None else uniform_nm[index]
     parameters = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in denoiser.head.parameters())
     recorded_for, graphs = _GRAPHS.get(denoiser.head, (None, {}))
     if recorded_for != parameters:
         graphs = {}
         _GRAPHS[denoiser.head] = parameters, graphs
-    key = filled, schedule.levels, denoiser.guidance_scale, denoiser.guidance_form, real_codes
-    if key not in graphs:
-        graphs[key] = GraphedBlock(denoiser, noise_nmB, real_codes)
-    values = graphs[key](denoiser.block, noise_nmB)[:n]
-    return Denoised(values, torch.full((n,), schedule.num_steps))
+    if (filled, sampler) not in graphs:
+        graphs[filled, sampler] = GraphedBlock(sampler, denoiser, noise_nmB, uniform_nm)
+    ids_nm = graphs[filled, sampler](denoiser.block, noise_nmB, uniform_nm)[:n]
+    return Sampled(ids_nm, torch.full((n,), sampler.max_calls))

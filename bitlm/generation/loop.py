@@ -26,8 +26,8 @@ class BlockStep:
     rows: indices of the prompts.
     ids: the new tokens, the end token and what follows it cut off.
     ended: whether the end token came.
-    calls: the head's function evaluations: K, 2K with guidance, fewer after an early commitment, 1 for the LM head.
-    saved: evaluations that an early commitment spared.
+    calls: the head's function evaluations, a guided call counting 2; 1 for the LM head.
+    saved: how many fewer these are than the sampler's most, where ``threshold`` let slots land early.
     states: with ``trace``, A at every step, [steps+1, m, B] float32: the noise first, the realized codes last.
     """
 
@@ -86,10 +86,7 @@ def stream(
         raise ConfigError(f"{len(example_ids)} example ids for {len(prompts)} prompts: give one for each")
     if not all(isinstance(key, Integral) for key in example_ids or ()):
         raise ConfigError(f"example_ids = {list(example_ids)!r}: expected whole numbers")
-    if sampling.temperature and model.config.head == "diffusion":
-        raise ConfigError(f"temperature = {sampling.temperature}: it is the LM head's; the diffusion head has none")
-    if sampling.trace and model.config.head == "lm":
-        raise ConfigError("trace: the LM head realizes tokens at once, there are no bits to trace")
+    sampling.check_model(model.config)
     return _blocks(model, prompts, list(range(len(prompts)) if example_ids is None else example_ids), sampling)
 
 

@@ -33,11 +33,11 @@ class GenerationMixin:
         """Continue all prompts in step and yield each block as soon as it is realized. Rows that ended leave the batch.
 
         ``prompts``: for each, at least one token id; lengths may differ, nothing is padded. ``example_ids`` (by
-        default the prompts' numbers) key the randomness of each. ``max_new_tokens`` is needed; K = ``num_steps`` = 15,
-        ω = ``guidance_scale`` = 9, ….
+        default the prompts' numbers) key the randomness of each. ``max_new_tokens`` is needed; by default a diffusion
+        head descends in K = 15 steps with ω = 9.
 
         Raises ConfigError, before anything runs, for an option that there is not or out of its range, an empty prompt,
         ids outside the vocabulary, a prompt for which the model has too few positions, a wrong number of example ids,
-        a trace of the LM head, which has no bits, or a temperature of the diffusion head.
+        or options that the model does not have, such as a trace of the LM head.
         """
         return loop.stream(self, prompts, example_ids, options_of(sampling, options))

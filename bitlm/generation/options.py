@@ -1,14 +1,13 @@
 """What a user may choose when text is generated, and the check of what is asked for."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, get_args
 
-from bitlm.codes import Void
-from bitlm.config import EvaluateConfig
-from bitlm.diffusion.sampler import GuidanceForm, TimeGrid, calls_per_step, noise_levels
+from bitlm.config import sampler
+from bitlm.config.sampler import GuidanceForm, Order, SamplerConfig, SamplerName, Solver, TimeGrid, VoidRule
 from bitlm.errors import ConfigError
 from bitlm.generation.protocol import GenerativeConfig
 
@@ -19,7 +18,7 @@ INSTEAD = {
     "inputs_embeds": "give prompts, a list of token ids for each",
     "attention_mask": "a prompt is given without padding",
     "max_length": "max_new_tokens counts the new tokens alone",
-    "do_sample": "the LM head samples at a temperature above 0, the diffusion head by its noise",
+    "do_sample": "a temperature above 0 samples; the descent of a diffusion head does by its noise",
     "num_return_sequences": "repeat the prompt, with an example id for each",
     "eos_token_id": "the model's end_token_id ends a text",
     "generation_config": "give sampling, a Sampling",
@@ -33,35 +32,67 @@ _KINDS = {
 }
 
 
+_CHOICES = {
+    "sampler": SamplerName,
+    "guidance_form": GuidanceForm,
+    "solver": Solver,
+    "time_grid": TimeGrid,
+    "void": VoidRule,
+    "order": Order,
+}
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "max_new_tokens": (lambda value: value >= 1, "at least 1 is needed"),
+    "guidance_scale": (lambda value: 0 <= value < math.inf, "ω is a number of 0 or more"),
+    "num_steps": (lambda value: value >= 1, "K is at least 1"),
+    "guidance_low": (lambda value: 0 <= value <= 1, "a noise level is 0 to 1"),
+    "guidance_high": (lambda value: 0 <= value <= 1, "a noise level is 0 to 1"),
+    "time_shift": (lambda value: 0 < value < math.inf, "it is a positive number"),
+    "stagger": (lambda value: 0 <= value <= 1, "choose 0 (all slots together) to 1 (one after the other)"),
+    "slots_per_call": (lambda value: value >= 1, "at least 1 slot lands in a call"),
+    "threshold": (lambda value: 0 <= value <= 1, "it is a probability, 0 to 1, or None for never"),
+    "temperature": (lambda value: 0 <= value < math.inf, "it is a number of 0 or more"),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Options of generation; ``num_steps`` to ``commit_threshold`` concern the diffusion head alone.
+    """Options of generation. Those from ``sampler`` to ``threshold`` concern the diffusion head alone.
+    ``bitlm.config.sampler`` says which go together.
 
     max_new_tokens: tokens per prompt at most.
-    num_steps: K, denoising steps per block.
-    guidance_scale: ω; 1 is no guidance and costs K head calls per block, any other value 2K.
-    guidance_form: what ω is applied to, as in ``bitlm.diffusion.sampler.guide``.
-    time_grid, time_shift, stagger: the noise levels, as in ``bitlm.diffusion.sampler.noise_levels``.
-    void: what becomes of a void corner, as in ``bitlm.codes.decode``.
-    commit_threshold: a block ends early once all its bits are stable and surer than this (|Â_0|); None: never.
-    temperature: LM head only; 0 takes the likeliest token.
-    seed: of all randomness, together with a prompt's example id and the number of the block.
+    sampler: ``descent``, K steps from noise to the signs of the code (``bitlm.diffusion.descent``), or ``commit``:
+        slots land on tokens (``bitlm.diffusion.commitment``).
+    guidance_scale, guidance_form: ω and what it is applied to, as in ``bitlm.diffusion.guidance``; 1 is no guidance and
+        halves the head calls. None: 9 and ``prediction`` for descent, 1 and ``token`` for commit.
+    num_steps, solver, guidance_low, guidance_high, time_grid, time_shift, stagger, void: of descent: K, ``euler`` or
+        ``dpmpp_2m``, the noise levels between which to guide, those of ``bitlm.diffusion.schedule.noise_levels``, and
+        what becomes of a void corner, as in ``bitlm.codes.decode``.
+    order, slots_per_call, threshold: of commit: ``left`` or ``surest``, how many slots land in a call at least, and
+        above which probability of their best token others land too (None: never).
+    temperature: of the LM head and of commit; 0 takes the most probable token.
+    seed: of all randomness, together with a prompt's example id and the place of block or token.
     trace: keep the value of every bit at every step.
-    compile: the head's steps through torch.compile and, on a GPU, as one CUDA graph per block. It costs up to minutes
-        at first use; floating-point results may then differ in the last places.
+    compile: the head through torch.compile and, on a GPU, a block as one CUDA graph. It costs up to minutes at first
+        use; floating-point results may then differ in the last places.
 
-    Raises ConfigError for a value out of its range.
+    Raises ConfigError for a value out of its range, or an option that another one excludes.
     """
 
     max_new_tokens: int
+    sampler: SamplerName = "descent"
+    guidance_scale: float | None = None
+    guidance_form: GuidanceForm | None = None
     num_steps: int = 15
-    guidance_scale: float = 9.0
-    guidance_form: GuidanceForm = "prediction"
+    solver: Solver = "euler"
+    guidance_low: float = 0.0
+    guidance_high: float = 1.0
     time_grid: TimeGrid = "uniform"
     time_shift: float = 3.0
     stagger: float = 0.0
-    void: Void = "clamp"
-    commit_threshold: float | None = None
+    void: VoidRule = "clamp"
+    order: Order = "left"
+    slots_per_call: int = 1
+    threshold: float | None = None
     temperature: float = 0.0
     seed: int = 0
     trace: bool = False
@@ -72,30 +103,42 @@ class Sampling:
             value, (kind, expected) = getattr(self, name), _KINDS.get(field.type, (object, ""))
             if not isinstance(value, kind) or (isinstance(value, bool) and kind in (Integral, Real)):
                 raise ConfigError(f"{name} = {value!r}: expected {expected}")
-        if self.max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens = {self.max_new_tokens}: at least 1 is needed")
-        noise_levels(self.num_steps, 1, stagger=self.stagger, grid=self.time_grid, shift=self.time_shift)
-        for name, symbol in (("guidance_scale", "ω"), ("temperature", "it")):
-            value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                raise ConfigError(f"{name} = {value}: {symbol} is a number of 0 or more")
-        if self.guidance_form not in ("prediction", "logit"):
-            raise ConfigError(f"guidance_form = {self.guidance_form!r} is unknown; choose prediction or logit")
-        if self.void not in ("clamp", "nearest"):
-            raise ConfigError(f"void = {self.void!r} is unknown; choose clamp or nearest")
-        if self.commit_threshold is not None and not self.commit_threshold > 0:
-            raise ConfigError(f"commit_threshold = {self.commit_threshold}: it is above 0, or None for never")
+            if name in _CHOICES and value is not None and value not in get_args(_CHOICES[name]):
+                raise ConfigError(f"{name} = {value!r} is unknown; choose {' or '.join(get_args(_CHOICES[name]))}")
+            if name in _RANGES and value is not None and not _RANGES[name][0](value):
+                raise ConfigError(f"{name} = {value}: {_RANGES[name][1]}")
+        try:
+            sampler.check(self)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
     @classmethod
-    def of(cls, settings: EvaluateConfig, max_new_tokens: int) -> "Sampling":
-        """The evaluation's settings, whose names are the same."""
+    def of(cls, settings: SamplerConfig, max_new_tokens: int, **others: Any) -> "Sampling":
+        """With the sampler of these settings, and their seed where they have one."""
         shared = settings.model_dump(include=set(cls.__dataclass_fields__))
-        return cls(max_new_tokens=max_new_tokens, **shared)
+        return cls(max_new_tokens=max_new_tokens, **shared | others)
 
     @property
-    def calls_per_step(self) -> int:
-        """Head evaluations in one step: 1, or 2 with guidance."""
-        return calls_per_step(self.guidance_scale)
+    def name(self) -> str:
+        """The sampler of a diffusion head in a few words, as in tables."""
+        return sampler.describe(self)
+
+    def check_model(self, config: GenerativeConfig) -> None:
+        """Raises ConfigError for options that a model of this configuration does not have."""
+        if config.head == "lm":
+            if self.trace:
+                raise ConfigError("trace: the LM head realizes tokens at once, there are no bits to trace")
+        elif self.sampler == "commit":
+            if config.block_size % self.slots_per_call:
+                raise ConfigError(
+                    f"slots_per_call = {self.slots_per_call} does not divide the model's block_size = "
+                    f"{config.block_size}"
+                )
+        elif self.temperature:
+            raise ConfigError(
+                f"temperature = {self.temperature}: the descent of a diffusion head has none, it samples by its noise; "
+                "choose sampler = commit"
+            )
 
 
 def options_of(sampling: Sampling | None, options: Mapping[str, Any]) -> Sampling:

@@ -29,8 +29,8 @@ class BlockTensors(Protocol):
 class GenerativeModel(Protocol):
     """A backbone with a key/value cache and a head that realizes the next block from C.
 
-    The diffusion head is called as ``head(noisy [n, m, B], t [1, m], constants, block, time)`` → log-odds [n, m, B],
-    with ``constants`` from ``sampling_constants``, ``time`` its embedding of t, and ``block`` from
+    The diffusion head is called as ``head(noisy [n, m, B], t [n or 1, m], constants, block, time)`` → ``Posterior``,
+    with ``constants`` from ``sampling_constants``, ``time`` its embedding of t [n or 1, m, H], and ``block`` from
     ``head.prepare_sampling(C, constants)``.
     """
 
@@ -44,8 +44,9 @@ class GenerativeModel(Protocol):
         """Feed ids [r, q]; C [r, m, D] of the block that follows them."""
         ...
 
-    def sampling_constants(self, t_K1m: Tensor, guided: bool) -> Any:
-        """What the diffusion head computes once per generation."""
+    def sampling_constants(self, t_S1m: Tensor, guided: bool) -> Any:
+        """What the diffusion head computes once per generation: among it ``times`` [S, 1, m, H], the embeddings of S
+        noise levels, and the null condition if ``guided``."""
         ...
 
     def token_logits(self, context: Tensor) -> Tensor:

@@ -6,12 +6,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bitlm.codes import decode
+from bitlm.config import sampler as options
+from bitlm.diffusion.commitment import Commitment
+from bitlm.diffusion.descent import Descent, RealCodes
 from bitlm.diffusion.noise import sample_noise, token_uniform
-from bitlm.diffusion.sampler import Denoised, RealCodes, Schedule, denoise_block, denoise_until_committed, noise_levels
-from bitlm.generation.denoiser import HeadDenoiser, denoise_as_graph
+from bitlm.diffusion.sampler import Sampled, Sampler
+from bitlm.diffusion.schedule import Schedule, noise_levels
+from bitlm.generation.denoiser import HeadDenoiser, sample_as_graph
 from bitlm.generation.options import Sampling
-from bitlm.generation.protocol import GenerativeModel
+from bitlm.generation.protocol import GenerativeConfig, GenerativeModel
 
 
 class Realized(NamedTuple):
@@ -33,42 +36,56 @@ def realizer(model: GenerativeModel, sampling: Sampling) -> Realize:
     return make(model, sampling)
 
 
-def _diffusion_realizer(model: GenerativeModel, sampling: Sampling) -> Realize:
-    m, B = model.config.block_size, model.config.num_bits
+def make_sampler(config: GenerativeConfig, sampling: Sampling, device: torch.device) -> Sampler:
+    """The sampler of a diffusion head, with its tables on the device."""
+    scale, form = options.guidance(sampling)
+    if sampling.sampler == "commit":
+        return Commitment(
+            config.block_size, sampling.order, sampling.slots_per_call, sampling.threshold, sampling.temperature, scale
+        )
     grid = {"stagger": sampling.stagger, "grid": sampling.time_grid, "shift": sampling.time_shift}
-    schedule = Schedule.of(noise_levels(sampling.num_steps, m, **grid), model.device)
-    real_codes = RealCodes(model.config.vocab_size, sampling.void)
-    constants = model.sampling_constants(schedule.t, guided=sampling.guidance_scale != 1)
+    levels = noise_levels(sampling.num_steps, config.block_size, **grid)
+    interval = None if scale == 1 else (sampling.guidance_low, sampling.guidance_high)
+    schedule = Schedule.of(levels, device, interval)
+    return Descent(schedule, RealCodes(config.vocab_size, sampling.void), scale, form, sampling.solver)
+
+
+def _diffusion_realizer(model: GenerativeModel, sampling: Sampling) -> Realize:
+    m, B, device = model.config.block_size, model.config.num_bits, model.device
+    sampler = make_sampler(model.config, sampling, device)
+    levels = sampler.levels.to(device)
+    constants = model.sampling_constants(levels[:, None, None].expand(-1, 1, m), guided=sampler.guided)
 
     def realize(context_rmD: Tensor, keys: list[int], block: int) -> Realized:
-        noise_rmB = torch.stack([sample_noise(sampling.seed, key, block, m, B) for key in keys]).to(context_rmD.device)
+        noise_rmB = torch.stack([sample_noise(sampling.seed, key, block, m, B) for key in keys]).to(device)
+        uniform_rm = None
+        if sampler.draws:
+            positions = range(block * m, block * m + m)
+            numbers = [[token_uniform(sampling.seed, key, position) for position in positions] for key in keys]
+            uniform_rm = torch.tensor(numbers, dtype=torch.float64, device=device)
         denoiser = HeadDenoiser(
             head=model.head,
-            schedule=schedule,
+            levels=levels,
             constants=constants,
             block=model.head.prepare_sampling(context_rmD, constants),
-            guidance_scale=sampling.guidance_scale,
-            guidance_form=sampling.guidance_form,
+            two_branches=sampler.guided,
             compiled=sampling.compile,
         )
-        denoised = _denoise(denoiser, noise_rmB, real_codes, sampling)
-        steps = denoised.steps.tolist()
-        calls = [sampling.calls_per_step * each for each in steps]
-        saved = [sampling.calls_per_step * (sampling.num_steps - each) for each in steps]
-        states = None if denoised.states is None else [state.cpu() for state in denoised.states]
-        return Realized(decode(denoised.values, model.config.vocab_size), calls, saved, states)
+        sampled = _sample(sampler, denoiser, noise_rmB, uniform_rm, sampling)
+        calls = sampled.calls.tolist()
+        saved = [sampler.max_calls - each for each in calls]
+        states = None if sampled.states is None else [state.cpu() for state in sampled.states]
+        return Realized(sampled.ids, calls, saved, states)
 
     return realize
 
 
-def _denoise(denoiser: HeadDenoiser, noise_rmB: Tensor, real_codes: RealCodes, sampling: Sampling) -> Denoised:
-    schedule, trace = denoiser.schedule, sampling.trace
-    if sampling.commit_threshold is not None:
-        threshold = sampling.commit_threshold
-        return denoise_until_committed(denoiser, noise_rmB, schedule, real_codes, threshold, trace=trace)
-    if sampling.compile and noise_rmB.is_cuda and not trace:
-        return denoise_as_graph(denoiser, noise_rmB, real_codes)
-    return denoise_block(denoiser, noise_rmB, schedule, real_codes, trace=trace)
+def _sample(
+    sampler: Sampler, denoiser: HeadDenoiser, noise_rmB: Tensor, uniform_rm: Tensor | None, sampling: Sampling
+) -> Sampled:
+    if sampling.compile and noise_rmB.is_cuda and sampler.fixed and not sampling.trace:
+        return sample_as_graph(sampler, denoiser, noise_rmB, uniform_rm)
+    return sampler(denoiser, noise_rmB, uniform_rm, trace=sampling.trace)
 
 
 def _token_realizer(model: GenerativeModel, sampling: Sampling) -> Realize:

@@ -18,15 +18,24 @@ if TYPE_CHECKING:
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "max_new_tokens": {"type": int, "default": 64},
-    "num_steps": {"type": int, "help": "K, denoising steps per block (default: 15)"},
-    "guidance_scale": {"type": float, "help": "ω; 1 is no guidance and halves the head calls (default: 9)"},
-    "guidance_form": {"choices": ("prediction", "logit")},
+    "sampler": {
+        "choices": ("descent", "commit"),
+        "help": "descent: K steps from noise to the signs of the code (default); commit: slots land on tokens",
+    },
+    "guidance_scale": {"type": float, "help": "ω; 1 is no guidance (default: 9 for descent, 1 for commit)"},
+    "guidance_form": {"choices": ("prediction", "logit", "token"), "help": "what is guided"},
+    "num_steps": {"type": int, "help": "descent: K, denoising steps per block (default: 15)"},
+    "solver": {"choices": ("euler", "dpmpp_2m"), "help": "descent: of first order (default) or DPM-Solver++(2M)"},
+    "guidance_low": {"type": float, "help": "descent: guide from this noise level (default: 0)"},
+    "guidance_high": {"type": float, "help": "descent: to this one (default: 1)"},
     "time_grid": {"choices": ("uniform", "shifted")},
     "time_shift": {"type": float, "help": "of the shifted grid (default: 3)"},
-    "stagger": {"type": float, "help": "0: all slots of a block together (default); 1: one after the other"},
-    "void": {"choices": ("clamp", "nearest"), "help": "what a code of no token becomes"},
-    "commit_threshold": {"type": float, "help": "end a block early once every bit is stable and this certain"},
-    "temperature": {"type": float, "help": "of the LM head; 0 takes the likeliest token (default)"},
+    "stagger": {"type": float, "help": "descent: 0: all slots of a block together (default); 1: one after the other"},
+    "void": {"choices": ("clamp", "nearest"), "help": "descent: what a code of no token becomes"},
+    "order": {"choices": ("left", "surest"), "help": "commit: which slots land next (default: left)"},
+    "slots_per_call": {"type": int, "help": "commit: slots that land in a call, at least (default: 1)"},
+    "threshold": {"type": float, "help": "commit: slots whose best token is more probable land too (default: none)"},
+    "temperature": {"type": float, "help": "commit, LM head: 0 takes the most probable token (default)"},
     "seed": {"type": int},
 }
 
