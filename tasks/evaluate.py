@@ -18,6 +18,7 @@ from bitlm import errors, storage
 from bitlm.artifacts.record import Record
 from bitlm.artifacts.work import Work
 from bitlm.config import EvaluateConfig
+from bitlm.config.sampler import SAMPLER_KEYS
 from bitlm.data.shards.tokenizer import TextTokenizer, load_tokenizer
 from bitlm.data.summaries.examples import Example, read_examples
 from bitlm.data.summaries.prompts import encode_prompts
@@ -36,7 +37,7 @@ from bitlm.evaluate.predictions import (
     to_parquet,
     with_scores,
 )
-from bitlm.steps import SAMPLER_KEYS, Step
+from bitlm.steps import Step
 from bitlm_tasks.brier import find_positions, score_blocks, write_blocks
 from bitlm_tasks.prediction_worker import PredictionWorker
 from bitlm_tasks.resources import Demand, Node, check_room, living_nodes
@@ -80,8 +81,11 @@ def _lead(row: int, example: Example, sentences: int) -> Prediction:
 
 def _settings(step: Step, run: Run) -> EvaluateConfig:
     """Those of the run, with the sampler of the step."""
+    if "sampler" not in step.identity:
+        return run.config.evaluate
+    others = run.config.evaluate.model_dump(exclude=set(SAMPLER_KEYS))
     sampler = {key: step.identity[key] for key in SAMPLER_KEYS & step.identity.keys()}
-    return EvaluateConfig.model_validate(run.config.evaluate.model_dump() | sampler)
+    return EvaluateConfig.model_validate(others | sampler)
 
 
 def _generate(

@@ -28,6 +28,7 @@ from bitlm.train.step import train_step
 from bitlm.train.validate import validate
 
 PROMPTS = [[1, 2, 3, 4, 5], [7], [3] * 9]
+COMMIT = {"sampler": "commit", "num_steps": 15}
 ALL_OPTIONS = {"codebook_candidates": 8, "codebook_rank": 8, "slot_embedding": True, "context_path": "direct"}
 
 
@@ -62,12 +63,15 @@ def test_devices_do_not_mix() -> None:
         ({"denoiser": "direct"}, {"guidance_scale": 1.0}),
         ({"denoiser": "matched_filter", "context_path": "direct"}, {"stagger": 1.0, "guidance_form": "logit"}),
         ({"denoiser": "codebook_prior"}, {"void": "nearest", "trace": True, "time_grid": "shifted"}),
-        ({"denoiser": "codebook", **ALL_OPTIONS}, {"commit_threshold": 0.3, "stagger": 0.5, "trace": True}),
+        ({"denoiser": "codebook", **ALL_OPTIONS}, {"stagger": 0.5, "guidance_form": "token", "solver": "dpmpp_2m"}),
+        ({"denoiser": "codebook"}, {"guidance_low": 0.3, "guidance_high": 0.8, "stagger": 0.5}),
+        ({"denoiser": "codebook", **ALL_OPTIONS}, COMMIT | {"threshold": 0.1, "temperature": 1.0, "trace": True}),
+        ({"denoiser": "direct"}, COMMIT | {"order": "surest", "guidance_scale": 2.0, "temperature": 0.5}),
     ],
 )
 def test_generation_stays_on_the_models_device(model: dict[str, Any], options: dict[str, Any]) -> None:
     made = small_model(**model)
-    options |= {"max_new_tokens": 12, "num_steps": 4}
+    options = {"max_new_tokens": 12, "num_steps": 4} | options
     expected = made.generate(PROMPTS, **options)
     with second_device() as device:
         output = made.to(device).generate(PROMPTS, **options)
@@ -151,6 +155,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", capture)
     monkeypatch.setattr(denoiser, "_compiled_head", lambda: lambda head, *inputs: head(*inputs))
+    monkeypatch.setattr(denoiser, "_compiled_answer", lambda: lambda of, name, *given: getattr(of, name)(*given))
     monkeypatch.setattr(Graph, "captured", 0)
 
 
@@ -160,17 +165,18 @@ def _nothing(*args: Any) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("graphs")
-@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
-@pytest.mark.parametrize("model", [{"denoiser": "matched_filter"}, {"denoiser": "codebook", **ALL_OPTIONS}])
-def test_a_cuda_graph_gives_what_its_steps_give(model: dict[str, Any], guidance_scale: float) -> None:
+@pytest.mark.parametrize(
+    ("model", "sampler"),
+    [
+        ({"denoiser": "matched_filter"}, {"num_steps": 4, "stagger": 0.5, "void": "nearest", "guidance_scale": 1.0}),
+        ({"denoiser": "codebook", **ALL_OPTIONS}, {"num_steps": 4, "guidance_scale": 2.0, "solver": "dpmpp_2m"}),
+        ({"denoiser": "codebook", **ALL_OPTIONS}, {"sampler": "commit", "order": "surest", "temperature": 0.7}),
+        ({"denoiser": "matched_filter"}, {"sampler": "commit", "guidance_scale": 2.0}),
+    ],
+)
+def test_a_cuda_graph_gives_what_its_steps_give(model: dict[str, Any], sampler: dict[str, Any]) -> None:
     made = small_model(**model)
-    options = {
-        "max_new_tokens": 16,
-        "num_steps": 4,
-        "guidance_scale": guidance_scale,
-        "stagger": 0.5,
-        "void": "nearest",
-    }
+    options = {"max_new_tokens": 16, **sampler}
     made.config.end_token_id = -1
     made.config.end_token_id = made.generate(PROMPTS, **options).ids[0][5]
     expected = made.generate(PROMPTS, **options)

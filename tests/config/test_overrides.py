@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from bitlm.config import PRESETS, PipelineConfig, configure
+from bitlm.config import PRESETS, EvaluateConfig, PipelineConfig, configure
 from bitlm.config.overrides import keys, validate
 from bitlm.errors import ConfigError
 
@@ -36,7 +36,7 @@ def test_scales_have_qwen3_shapes(preset):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_article_settings_are_the_defaults(preset):
     config = configure(preset)
-    assert (config.evaluate.num_steps, config.evaluate.guidance_scale) == (15, 9.0)
+    assert config.evaluate.sampler_name.startswith("descent K=15 ω=9")
     assert (
         config.pretrain.diffusion.t_mean,
         config.pretrain.diffusion.t_std,
@@ -176,7 +176,7 @@ def test_the_articles_choices_are_those_of_every_preset_but_tiny(preset):
     assert (config.model.head.denoiser, config.model.head.context_path) == ("direct", "norm")
     assert not config.model.slot_embedding
     assert config.pretrain.init_from is None
-    assert (config.evaluate.stagger, config.evaluate.guidance_form, config.evaluate.void) == (0, "prediction", "clamp")
+    assert config.evaluate.sampler_identity() == EvaluateConfig().sampler_identity()
     for stage in (config.pretrain, config.finetune):
         assert (stage.diffusion.loss, stage.diffusion.slot_noise, stage.optimizer) == ("velocity", 0, "adamw")
 

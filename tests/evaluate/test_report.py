@@ -345,7 +345,9 @@ def test_departures_of_every_stage_are_found(made_up: MadeUp) -> None:
     }
     for id, identity in identities.items():
         records[id] = records[id].model_copy(update={"identity": identity})
-    evaluation = evaluation.model_copy(update={"identity": {**evaluation.identity, **article.evaluate.identity()}})
+    evaluation = evaluation.model_copy(
+        update={"identity": {**evaluation.identity, **article.evaluate.sampler_identity()}}
+    )
     assert choices.of_system(evaluation, records) == "article"
     assert "is trained with the choices" in choices.note(records[pretrain.id])
 

@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -10,12 +11,14 @@ import torch._inductor.config
 from small_models import log_odds, prepare, prepare_null
 
 from bitlm.codes import encode
-from bitlm.diffusion.noise import sample_noise
+from bitlm.diffusion.noise import sample_noise, token_uniform
 from bitlm.errors import ConfigError
-from bitlm.generation import Sampling
+from bitlm.generation import Sampling, denoiser
 from bitlm.model import BitLMForCausalLM
+from bitlm.model.state import BlockState
 
 Build = Callable[..., BitLMForCausalLM]
+COMMIT = {"sampler": "commit", "num_steps": 15}
 PROMPTS = [[7, 3, 9, 1, 4, 4, 21, 30, 2][:length] for length in range(1, 10)]
 
 
@@ -101,7 +104,11 @@ def test_lm_cache_equals_recomputation(build: Build, tied: bool) -> None:
         ({"head": "lm"}, {"temperature": 1.0}),
         ({}, {"stagger": 0.5}),
         ({"denoiser": "matched_filter", "slot_embedding": True}, {"guidance_form": "logit", "void": "nearest"}),
-        ({"denoiser": "codebook"}, {"commit_threshold": 0.5, "time_grid": "shifted"}),
+        ({"denoiser": "codebook"}, {"guidance_low": 0.3, "guidance_high": 0.8, "solver": "dpmpp_2m", "stagger": 0.3}),
+        ({"denoiser": "codebook"}, {"guidance_form": "token", "time_grid": "shifted"}),
+        ({"denoiser": "codebook"}, COMMIT | {"threshold": 0.3, "temperature": 0.5}),
+        ({"denoiser": "matched_filter"}, COMMIT | {"order": "surest", "slots_per_call": 2}),
+        ({}, COMMIT | {"temperature": 1.0, "guidance_scale": 1.0}),
     ],
 )
 def test_batch_and_padding_change_nothing(build: Build, options: dict, sampling: dict) -> None:
@@ -226,11 +233,11 @@ def test_guidance_of_one_is_the_path_without(build: Build) -> None:
     assert again.calls == expected.calls == [5 * blocks for blocks in expected.blocks]
 
 
-@pytest.mark.parametrize("commit_threshold", [None, 0.6])
-def test_a_trace_ends_in_the_output(build: Build, commit_threshold: float | None) -> None:
+@pytest.mark.parametrize("sampling", [{"num_steps": 6}, {"sampler": "commit", "threshold": 0.05}])
+def test_a_trace_ends_in_the_output(build: Build, sampling: dict) -> None:
     model = build(vocab_size=64, denoiser="matched_filter")  # 64 of 64 corners are tokens
     model.config.end_token_id = -1
-    settings = {"max_new_tokens": 12, "num_steps": 6, "guidance_scale": 1.5, "commit_threshold": commit_threshold}
+    settings = {"max_new_tokens": 12, "guidance_scale": 1.5, **sampling}
     traced = model.generate(PROMPTS, trace=True, **settings)
     plain = model.generate(PROMPTS, **settings)
     assert traced.ids == plain.ids
@@ -243,16 +250,80 @@ def test_a_trace_ends_in_the_output(build: Build, commit_threshold: float | None
             assert traced.ids[row][4 * block : 4 * block + 4] == values
 
 
-def test_an_impossible_commit_threshold_is_off(build: Build) -> None:
+@torch.no_grad()
+def plain_commit(
+    model: BitLMForCausalLM, prompt: list[int], tokens: int, temperature: float = 0.0, **guided
+) -> list[int]:
+    """Token commitment from the left, slot by slot, from the posterior's log p of every token."""
+    m, B, V = model.config.block_size, model.config.num_bits, model.config.vocab_size
+    made: list[int] = []
+    for block in range(tokens // m):
+        context, noise = next_context(model, prompt + made), sample_noise(3, 0, block, m, B)
+        shown, t = noise[None].clone(), torch.ones(1, m)
+        for slot in range(m):
+            ids = torch.arange(V)[:, None].expand(V, m)
+
+            def log_p(block: BlockState, shown=shown, t=t, slot=slot, ids=ids) -> torch.Tensor:
+                posterior = model.head(shown.expand(V, m, B), t, model.head_constants(), block.repeat(V))
+                return posterior.log_prob(ids)[:, slot].double()
+
+            scores = log_p(prepare(model, context))
+            if omega := guided.get("omega"):
+                null = log_p(prepare_null(model, 1))
+                scores = null + omega * (scores - null)
+            token = int(scores.argmax())
+            if temperature:
+                below = (scores / temperature).softmax(0).cumsum(0)
+                token = int((below <= token_uniform(3, 0, block * m + slot)).sum())
+            made.append(token)
+            shown[0, slot], t[0, slot] = encode(torch.tensor(token), B), 0.0
+    return made
+
+
+@pytest.mark.parametrize(
+    ("options", "temperature", "omega"),
+    [
+        ({}, 0.0, None),
+        ({"denoiser": "codebook"}, 0.0, None),
+        ({"denoiser": "codebook"}, 1.0, None),
+        ({"denoiser": "matched_filter", "context_path": "direct"}, 0.6, 2.0),
+        ({"denoiser": "codebook"}, 0.0, 3.0),
+    ],
+)
+def test_commitment_is_a_loop_over_tokens(build: Build, options: dict, temperature: float, omega: float | None) -> None:
+    """One by one, also with the uniform numbers that the LM head takes at the same places."""
+    model = build(**options)
+    model.config.end_token_id = -1
+    settings = {"sampler": "commit", "temperature": temperature, "guidance_scale": omega, "seed": 3}
+    made = set()
+    for prompt in PROMPTS[:3]:
+        output = model.generate([prompt], max_new_tokens=8, **settings)
+        assert output.ids == [plain_commit(model, prompt, 8, temperature, omega=omega)]
+        assert output.calls == [16 if omega else 8]
+        made.add(tuple(output.ids[0]))
+    assert len(made) > 1
+
+
+def test_a_threshold_spares_calls(build: Build) -> None:
     model = build(denoiser="matched_filter")
-    settings = {"max_new_tokens": 12, "num_steps": 6, "guidance_scale": 2.0}
+    model.config.end_token_id = -1
+    settings = {"max_new_tokens": 12, "sampler": "commit"}
     plain = model.generate(PROMPTS, **settings)
-    never = model.generate(PROMPTS, commit_threshold=math.inf, **settings)
+    never = model.generate(PROMPTS, threshold=1.0, **settings)
     assert (never.ids, never.calls, never.saved) == (plain.ids, plain.calls, [0] * len(PROMPTS))
-    soon = model.generate(PROMPTS, commit_threshold=0.5, **settings)
-    assert sum(soon.saved) > 0
-    for calls, saved, blocks in zip(soon.calls, soon.saved, soon.blocks, strict=True):
-        assert calls + saved == 12 * blocks
+    assert plain.calls == [12] * len(PROMPTS)
+    at_once = model.generate(PROMPTS, threshold=0.0, **settings)
+    assert at_once.calls == at_once.blocks == [3] * len(PROMPTS)
+    soon = model.generate(PROMPTS, threshold=0.2, **settings)
+    assert 0 < sum(soon.saved) < sum(at_once.saved)
+    for calls, saved in zip(soon.calls, soon.saved, strict=True):
+        assert calls + saved == 12
+
+
+def test_the_lm_head_ignores_the_sampler_of_the_other(build: Build) -> None:
+    model, settings = build(head="lm"), {"max_new_tokens": 8, "temperature": 1.0, "seed": 2}
+    others = {"sampler": "commit", "slots_per_call": 3, "threshold": 0.5, "guidance_scale": 3.0}
+    assert model.generate(PROMPTS, **settings, **others) == model.generate(PROMPTS, **settings)
 
 
 def test_lm_sampling_follows_the_softmax(build: Build) -> None:
@@ -290,7 +361,17 @@ def test_options_may_be_given_together_or_one_by_one(build: Build) -> None:
         ([[1]], {"time_grid": "cosine"}, "time_grid = 'cosine'"),
         ([[1]], {"time_shift": 0.0}, "time_shift = 0.0"),
         ([[1]], {"void": "round"}, "void = 'round'"),
-        ([[1]], {"commit_threshold": 0.0}, "commit_threshold = 0.0"),
+        ([[1]], {"sampler": "commit", "threshold": 1.5}, "threshold = 1.5: it is a probability"),
+        ([[1]], {"sampler": "commit", "slots_per_call": 0}, "slots_per_call = 0"),
+        (
+            [[1]],
+            {"sampler": "commit", "slots_per_call": 3},
+            "slots_per_call = 3 does not divide the model's block_size",
+        ),
+        ([[1]], {"sampler": "commit", "order": "right"}, "order = 'right' is unknown; choose left or surest"),
+        ([[1]], {"sampler": "ddim"}, "sampler = 'ddim' is unknown; choose descent or commit"),
+        ([[1]], {"solver": "heun"}, "solver = 'heun' is unknown"),
+        ([[1]], {"guidance_high": 2.0}, "guidance_high = 2.0"),
         ([[1]], {"temperature": -1.0}, "temperature = -1.0"),
         ([[1]], {"max_new_tokens": 0}, "max_new_tokens = 0"),
         ([[1]], {"example_ids": [1, 2]}, "2 example ids for 1 prompts"),
@@ -304,18 +385,18 @@ def test_options_may_be_given_together_or_one_by_one(build: Build) -> None:
         (torch.ones(1, 2, 3, dtype=torch.long), {}, r"prompt 0: \[1, 1, 1\] is no token id"),
         ([[1]], {"max_new_tokens": "4"}, "max_new_tokens = '4': expected a whole number"),
         ([[1]], {"num_steps": 2.0}, "num_steps = 2.0: expected a whole number"),
-        ([[1]], {"guidance_scale": None}, "guidance_scale = None: expected a number"),
-        ([[1]], {"commit_threshold": "0.9"}, "commit_threshold = '0.9'"),
+        ([[1]], {"guidance_scale": "9"}, "guidance_scale = '9': expected a number or None"),
+        ([[1]], {"sampler": "commit", "threshold": "0.9"}, "threshold = '0.9': expected a number or None"),
         ([[1]], {"trace": 1}, "trace = 1: expected True or False"),
-        ([[1]], {"temperature": 0.7}, "temperature = 0.7: it is the LM head's"),
+        ([[1]], {"temperature": 0.7}, "temperature = 0.7: the descent of a diffusion head has none"),
         ([[1]], {"max_length": 20}, "max_length is no option of generation: max_new_tokens"),
-        ([[1]], {"do_sample": True}, "do_sample is no option of generation: the LM head samples"),
+        ([[1]], {"do_sample": True}, "do_sample is no option of generation: a temperature above 0 samples"),
         (
             [[1]],
             {"attention_mask": torch.ones(1, 1)},
             "attention_mask is no option .*: a prompt is given",
         ),
-        ([[1]], {"top_p": 0.9}, "top_p is no option of generation: the options are max_new_tokens, num_steps"),
+        ([[1]], {"top_p": 0.9}, "top_p is no option of generation: the options are max_new_tokens, sampler"),
         ([[1]], {"sampling": {"max_new_tokens": 4}}, "sampling: a dict; expected a Sampling"),
         (None, {"input_ids": torch.ones(1, 2)}, "input_ids is no option of generation: give prompts"),
     ],
@@ -361,6 +442,32 @@ def test_the_compiled_head_says_the_same(build: Build) -> None:
     assert model.generate(PROMPTS[:3], compile=True, **other) == model.generate(PROMPTS[:3], **other)
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
+
+
+@pytest.fixture
+def traced_without_code(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """torch.compile traces, and refuses what it cannot trace, but makes no code, which would take long."""
+    caches = (denoiser._compiled_head, denoiser._compiled_answer)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))
+    for cached in caches:
+        cached.cache_clear()
+    torch._dynamo.reset()
+    yield
+    for cached in caches:
+        cached.cache_clear()
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("traced_without_code")
+@pytest.mark.parametrize("sampling", [{"num_steps": 3, "guidance_form": "token"}, COMMIT | {"threshold": 1.0}])
+def test_the_compiled_posterior_says_the_same(build: Build, sampling: dict) -> None:
+    model, counters = build(denoiser="codebook", num_layers=1), torch._dynamo.utils.counters
+    settings = {"max_new_tokens": 8, "guidance_scale": 2.0, "compile": True, **sampling}
+    model.config.end_token_id = -1
+    counters.clear()
+    for prompts in (PROMPTS[:5], PROMPTS[:3]):
+        assert model.generate(prompts, **settings) == model.generate(prompts, **settings | {"compile": False})
+    assert counters["stats"]["unique_graphs"] == 2  # the head and one answer
 
 
 @pytest.mark.parametrize("void", ["clamp", "nearest"])

@@ -274,7 +274,7 @@ def test_the_example_texts_can_tell_a_fault(made: Made) -> None:
 def test_batches_and_actors_change_nothing_and_the_sampler_is_the_steps(made: Made) -> None:
     settings = "evaluate.execution.batch_size=3", "evaluate.execution.num_actors=2"
     others = "evaluate.num_steps=9", "evaluate.stagger=0.1"
-    sampler = {"num_steps": 3, "stagger": 0.5}
+    sampler = evaluation(made, "diffusion")[1].config.evaluate.sampler_identity()
     found = built(
         made, "diffusion", *settings, *others, "evaluate.brier_blocks=9", name="few-diffusion", sampler=sampler
     )
@@ -321,12 +321,14 @@ def test_a_predictor_answers_for_a_whole_batch_as_for_each(made: Made, head: str
     assert list(zip(texts, output.calls, strict=True)) == [alone[row][1:3] for row in rows]
 
 
-def test_calls_that_a_commitment_spares_are_counted(made: Made) -> None:
-    config = evaluation(made, "diffusion", "evaluate.commit_threshold=0.5", "evaluate.num_steps=30")[1].config
+def test_calls_that_a_threshold_spares_are_counted(made: Made) -> None:
+    at_default = "num_steps=15", "time_grid=uniform", "time_shift=3", "stagger=0", "void=clamp"
+    sampler = "sampler=commit", "threshold=0.001", "guidance_form=token", *at_default
+    config = evaluation(made, "diffusion", *(f"evaluate.{setting}" for setting in sampler))[1].config
     predictor = Predictor(made.store.root, made.models["diffusion"].id)
     output = predictor.texts([4, 5], [[7, 8], [9]], 12, config.evaluate)[1]
     assert all(output.saved)
-    assert [a + b for a, b in zip(output.calls, output.saved, strict=True)] == [60 * blocks for blocks in output.blocks]
+    assert [a + b for a, b in zip(output.calls, output.saved, strict=True)] == [8 * blocks for blocks in output.blocks]
 
 
 def test_what_is_interrupted_goes_on_and_a_killed_worker_is_replaced(made: Made) -> None:

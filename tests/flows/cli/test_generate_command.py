@@ -82,6 +82,17 @@ def test_a_trace_tells_the_step_of_every_bit(folder: Path, capsys) -> None:
     assert printed.rstrip().endswith(printable(answer["text"]))
 
 
+def test_commitment_traces_the_call_in_which_a_token_landed(folder: Path, capsys) -> None:
+    given = ["generate", "--model", str(folder), "--max-new-tokens", "8", "--device", "cpu", "--prompt", "Return"]
+    options = ["--sampler", "commit", "--slots-per-call", "2", "--temperature", "1", "--trace", "--json"]
+    assert main([*given, *options]) == 0
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert answer["head_calls"] == 2 * answer["blocks"]
+    for steps in answer["commit_steps"]:
+        assert all(step in (0, 1) for slot in steps[:2] for step in slot)
+        assert all(step in (0, 2) for slot in steps[2:] for step in slot)
+
+
 def test_trace_table_by_hand() -> None:
     states = torch.tensor([[[1.0, -1, 1], [1, 1, 1]], [[-1, -1, -1], [1, 1, -1]], [[-1, -1, 1], [1, 1, -1]]])
     assert trace_lines(states, ["' a'"]) == [
@@ -98,7 +109,7 @@ def test_trace_table_by_hand() -> None:
         (["--prompt", "x", "--stagger", "2"], "stagger = 2.0"),
         (["--prompt", "x", "--num-steps", "0"], "num_steps = 0"),
         (["--prompt", "x", "--guidance-scale", "-1"], "guidance_scale = -1.0"),
-        (["--prompt", "x", "--commit-threshold", "0"], "commit_threshold = 0.0"),
+        (["--prompt", "x", "--threshold", "0.5"], "threshold = 0.5 goes with sampler = commit, not with descent"),
     ],
 )
 def test_mistakes_are_one_line(folder: Path, capsys, more: list[str], message: str) -> None:
@@ -149,6 +160,6 @@ def test_a_folder_that_holds_no_model_is_refused(folder: Path, tmp_path: Path, c
         assert told.count("\n") == 1
 
 
-def test_the_diffusion_head_takes_no_temperature(folder: Path, capsys) -> None:
+def test_the_descent_takes_no_temperature(folder: Path, capsys) -> None:
     assert main(words(folder, "--prompt", "x", "--temperature", "1")) == 1
-    assert "bitlm: temperature = 1.0: it is the LM head's" in capsys.readouterr().err
+    assert "bitlm: temperature = 1.0: the descent of a diffusion head has none" in capsys.readouterr().err
