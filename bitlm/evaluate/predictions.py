@@ -34,7 +34,7 @@ SCHEMA = pa.schema(
         pa.field("text", pa.string(), nullable=False),
         pa.field("reference", pa.string(), nullable=False),
         pa.field("steps", pa.int32(), nullable=False),  # calls of the output head
-        pa.field("saved", pa.int32()),  # calls that adaptive commitment saved; null for a system without a model
+        pa.field("saved", pa.int32()),  # calls that a threshold saved; null without a model
         pa.field("new_tokens", pa.int32()),  # with the end token; null for a system without a model
         pa.field("blocks", pa.int32()),  # backbone passes, one for each block; null for a system without a model
     ]
