@@ -6,6 +6,7 @@ from typing import Any
 
 from bitlm.artifacts.record import Record
 from bitlm.config import DiffusionConfig, EvaluateConfig, HeadConfig, ModelConfig, TrainConfig
+from bitlm.config.sampler import SAMPLER_KEYS, SamplerConfig
 
 ARTICLE, OURS = "article", "ours"
 COMPARED_HEAD_KEYS = ("denoiser", "context_path")
@@ -41,17 +42,10 @@ def sampler(record: Record) -> str | None:
     used = record.identity
     if used["system"] != "model":
         return None
+    options = SamplerConfig.model_validate({key: used[key] for key in SAMPLER_KEYS & used.keys()})
     if used["head"] == "lm":
-        return "greedy"
-    text = f"descent K={used['num_steps']} ω={used['guidance_scale']:g}"
-    if used["guidance_scale"] != 1 and used["guidance_form"] != "prediction":
-        text += f" on {used['guidance_form']}s"
-    if used["time_grid"] != "uniform":
-        text += f" {used['time_grid']}"
-    if used["stagger"]:
-        text += f" stagger {used['stagger']:g}"
-    if used["commit_threshold"] is not None:
-        text += f" until {used['commit_threshold']:g}"
+        return f"temperature {options.temperature:g}" if options.temperature else "greedy"
+    text = options.sampler_name
     return text if departures(record) else f"{text} (article’s)"
 
 

@@ -11,12 +11,17 @@ from typing import Any
 from bitlm import storage
 from bitlm.artifacts.record import Draft, Record, fingerprint
 from bitlm.artifacts.store import Store
-from bitlm.config import configure
+from bitlm.config import EvaluateConfig, configure
+from bitlm.config.sampler import SAMPLER_KEYS
 from bitlm.evaluate import predictions, rouge
 from bitlm.evaluate.results import Subjects, subjects
 
 # The LM head has one; a diffusion head is also scored with the sampler of the article.
-SAMPLERS = {"diffusion": {"": {"num_steps": 4, "stagger": 1.0}, "-article": {}}, "lm": {"": {}}}
+ARTICLES = EvaluateConfig().sampler_identity()
+SAMPLERS = {
+    "diffusion": {"": {**ARTICLES, "num_steps": 4, "stagger": 1.0}, "-article": ARTICLES},
+    "lm": {"": {"temperature": 0.0}},
+}
 EXACT = {"validation_kind": "exact"}
 CHAIN = {"validation_kind": "chain", "validation_nats_per_slot": [4.4, 5.4, 5.9, 6.7]}
 ATTACK = "<script>alert('x')</script> & <img src=http://evil.example/x.png>"
@@ -40,7 +45,7 @@ def make(root: Path) -> MadeUp:
     )
     references = [f"Return the value of item {i} as text." for i in range(40)]
     wrote = [f"Return item {i}. Nothing else." for i in range(40)]
-    evaluated = config.evaluate.model_dump(mode="json", exclude={"execution"})
+    evaluated = config.evaluate.model_dump(mode="json", exclude={"execution", *SAMPLER_KEYS})
     evaluations = [
         commit(
             store,
