@@ -63,7 +63,8 @@ def random_sampling(settings: EvaluateConfig, head: Head) -> Sampling:
     """The configured sampling of 4 tokens; at temperature 1 where it takes the most probable token, of which two
     samples would tell nothing. The descent samples by its noise and has no temperature."""
     sampling = Sampling.of(settings, LENGTH)
-    return replace(sampling, temperature=sampling.temperature or 1.0) if head == "lm" else sampling
+    greedy = not sampling.temperature and (head == "lm" or sampling.sampler == "commit")
+    return replace(sampling, temperature=1.0) if greedy else sampling
 
 
 def example_ids(rows: Iterable[int]) -> list[int]:

@@ -107,6 +107,10 @@ def test_greedy_settings_sample_at_temperature_one() -> None:
     settings = EvaluateConfig(seed=5, num_steps=7, bootstrap_samples=3)
     assert random_sampling(settings, "lm") == Sampling(max_new_tokens=4, seed=5, num_steps=7, temperature=1.0)
     assert random_sampling(settings, "diffusion") == Sampling(max_new_tokens=4, seed=5, num_steps=7)
+    commit = EvaluateConfig(sampler="commit")
+    assert random_sampling(commit, "diffusion") == Sampling(max_new_tokens=4, sampler="commit", temperature=1.0)
+    tempered = commit.model_copy(update={"temperature": 0.5})
+    assert random_sampling(tempered, "diffusion").temperature == 0.5
 
 
 def test_lengths_are_those_of_the_bootstrap() -> None:
