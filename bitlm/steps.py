@@ -235,8 +235,8 @@ def _pretrained(config: PipelineConfig, tokens: Step, tokenizer: Step, init: Rec
 def _pretrain(
     config: PipelineConfig, head: Head, tokens: Step, tokenizer: Step, init: Step | Record | None, suffix: str = ""
 ) -> Step:
-    excluded = {"scale"} if head == "diffusion" else {"scale", "head", "block_size", "slot_embedding"}
-    model = config.model.model_dump(mode="json", exclude=excluded)
+    of_blocks = {"head", "block_size", "mask", "slot_embedding"}  # the LM head has blocks of one token
+    model = config.model.model_dump(mode="json", exclude={"scale"} | (of_blocks if head == "lm" else set()))
     identity = {"head": head, "model": model, **config.pretrain.identity_for(head)}
     del identity["init_from"]  # the input, or the state of the checkpoint, says what training starts from
     if init is None and _init_kind(config) in ("hub", "folder"):

@@ -108,6 +108,7 @@ def test_a_change_reaches_exactly_what_depends_on_it():
     diffusion = {key for key in _by_key() if "tiny-diffusion" in key}
     assert _changed("pretrain.diffusion.noise_draws=2") == diffusion | {"report/tiny"}
     assert _changed("model.block_size=8") == diffusion | {"report/tiny"}
+    assert _changed("model.mask=causal") == diffusion | {"report/tiny"}
     assert _changed("evaluate.lead_sentences=2") == {"evaluate/tiny-lead", "report/tiny"}
     own = {key for key in diffusion & OWN_SAMPLER}
     assert _changed("evaluate.num_steps=4") == own | {"report/tiny"}

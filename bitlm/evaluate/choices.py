@@ -9,7 +9,8 @@ from bitlm.config import DiffusionConfig, EvaluateConfig, HeadConfig, ModelConfi
 from bitlm.config.sampler import SAMPLER_KEYS, SamplerConfig
 
 ARTICLE, OURS = "article", "ours"
-COMPARED_HEAD_KEYS = ("denoiser", "context_path")
+COMPARED_HEAD_KEYS = "denoiser", "context_path", "attention"
+COMPARED_MODEL_KEYS = "mask", "slot_embedding"
 
 
 def departures(record: Record) -> list[str]:
@@ -65,7 +66,8 @@ def _defaults(stage: str) -> dict[str, Any]:
     if stage == "finetune":
         return training
     head = HeadConfig().model_dump(mode="json", include=set(COMPARED_HEAD_KEYS))
-    return {**training, **head, "slot_embedding": ModelConfig().slot_embedding}
+    model = ModelConfig().model_dump(mode="json", include=set(COMPARED_MODEL_KEYS))
+    return {**training, **head, **model}
 
 
 def _used(record: Record) -> dict[str, Any]:

@@ -120,8 +120,7 @@ def _last_validation(curve: Mapping[str, Any]) -> dict[str, Any] | None:
     line = curve["last_validation"]
     if line is None:
         return None
-    kind = line.get("validation_kind", "exact" if curve["head"] == "lm" else "bound")
-    nats = line["validation_nats_per_token"]
+    kind, nats = line["validation_kind"], line["validation_nats_per_token"]
     return {
         "system": curve["system"],
         "artifact": curve["artifact"],

@@ -355,6 +355,10 @@ def test_departures_of_every_stage_are_found(made_up: MadeUp) -> None:
     assert choices.departures(staggered) == ["stagger = 0.5 (there 0.0)"]
     muon = records[finetune.id].model_copy(update={"identity": {**identities[finetune.id], "optimizer": "muon"}})
     assert choices.departures(muon) == ["optimizer = muon (there adamw)"]
+    model = {**article.model.identity(), "mask": "causal"}
+    model["head"] |= {"attention": "causal"}
+    causal = records[pretrain.id].model_copy(update={"identity": {**identities[pretrain.id], "model": model}})
+    assert choices.departures(causal) == ["attention = causal (there full)", "mask = causal (there block)"]
     start = InputEntry(id="pretrain/tiny-lm@v1", fingerprint="0" * 64)
     started = records[pretrain.id].model_copy(update={"inputs": {**pretrain.inputs, "init": start}})
     assert choices.departures(started) == ["backbone of pretrain/tiny-lm@v1 (there fresh)"]
