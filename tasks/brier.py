@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from bitlm import storage
 from bitlm.artifacts.record import Record
 from bitlm.config import EvaluateConfig
 from bitlm.data.reading.batches import open_pretrain
@@ -20,22 +18,12 @@ from bitlm.data.summaries.examples import Example
 from bitlm.data.summaries.prompts import encode_summaries
 from bitlm.errors import ConfigError
 from bitlm.evaluate import brier
-from bitlm.evaluate.continuations import Positions, in_summaries, in_text
-from bitlm.evaluate.predictions import BLOCK, to_parquet
+from bitlm.evaluate.continuations import Positions, in_summaries, in_text, random_sampler, samples
 from bitlm.steps import Step
 from bitlm_tasks.run import Run
 from bitlm_tasks.training import check_tokenizer
 
 CONTINUED = {"pretrain": "held-out text", "finetune": "reference summaries"}
-SCHEMA = pa.schema(
-    [
-        pa.field("sequence", pa.int64(), nullable=False),  # of the validation split, or the row of the example
-        pa.field("prompt_tokens", pa.int32(), nullable=False),
-        pa.field("truth", BLOCK, nullable=False),
-        pa.field("first", BLOCK, nullable=False),
-        pa.field("second", BLOCK, nullable=False),
-    ]
-)
 
 
 def find_positions(
@@ -65,21 +53,8 @@ def find_positions(
     return positions
 
 
-def score_blocks(model: Record, settings: EvaluateConfig, positions: Positions, samples: pa.Table) -> dict[str, Any]:
-    """``brier.score`` of the samples (``BLOCKS``), and ``text``, what was continued."""
-    first, second = (np.array(samples[name].to_pylist(), dtype=np.int64) for name in ("first", "second"))
-    compared = first, second, positions.truth, positions.sequences
-    return brier.score(*compared, settings.bootstrap_samples, settings.seed) | {"text": CONTINUED[model.stage]}
-
-
-def write_blocks(positions: Positions, samples: pa.Table, out: str) -> None:
-    """``continuations.parquet``: the blocks behind ``scores.json``, with the true ones."""
-    columns = {
-        "sequence": positions.sequences,
-        "prompt_tokens": [len(prompt) for prompt in positions.prompts],
-        "truth": positions.truth.tolist(),
-        "first": samples["first"],
-        "second": samples["second"],
-    }
-    table = pa.table(columns, schema=SCHEMA)
-    storage.write_atomic(storage.join(out, "continuations.parquet"), to_parquet(table))
+def score_blocks(model: Record, settings: EvaluateConfig, blocks: pa.Table) -> dict[str, Any]:
+    """``brier.score`` of the rows of ``continuations.parquet``; ``text``, what was continued; ``sampler``, how."""
+    sequences = blocks["sequence"].to_numpy()
+    scores = brier.score(*samples(blocks), sequences, settings.bootstrap_samples, settings.seed)
+    return scores | {"text": CONTINUED[model.stage], "sampler": random_sampler(settings, model.identity["head"])}

@@ -24,6 +24,7 @@ from bitlm.data.summaries.examples import Example, read_examples
 from bitlm.data.summaries.prompts import encode_prompts
 from bitlm.errors import ArtifactError, SourceError
 from bitlm.evaluate import brier, rouge
+from bitlm.evaluate.continuations import to_table
 from bitlm.evaluate.lead import lead
 from bitlm.evaluate.measures import MEASURES
 from bitlm.evaluate.predictions import (
@@ -38,7 +39,7 @@ from bitlm.evaluate.predictions import (
     with_scores,
 )
 from bitlm.steps import Step
-from bitlm_tasks.brier import find_positions, score_blocks, write_blocks
+from bitlm_tasks.brier import find_positions, score_blocks
 from bitlm_tasks.prediction_worker import PredictionWorker
 from bitlm_tasks.resources import Demand, Node, check_room, living_nodes
 from bitlm_tasks.run import Run, stage_task
@@ -105,8 +106,10 @@ def _generate(
     predictions = pa.table({name: (texts | own)[name] for name in SCHEMA.names}, schema=SCHEMA)
     if positions is None:
         return predictions, {}
-    write_blocks(positions, written["blocks"], work.out)
-    return predictions, score_blocks(model, settings, positions, written["blocks"])
+    first, second = (written["blocks"][name].to_pylist() for name in ("first", "second"))
+    blocks = to_table(positions, first, second)
+    storage.write_atomic(storage.join(work.out, "continuations.parquet"), to_parquet(blocks))
+    return predictions, score_blocks(model, settings, blocks)
 
 
 def _write(

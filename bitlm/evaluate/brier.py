@@ -70,6 +70,24 @@ def bootstrap(values: np.ndarray, sequences: np.ndarray, samples: int, seed: int
     return _figures(resampled)
 
 
+def ratio(
+    ours: np.ndarray, theirs: np.ndarray, sequences: np.ndarray, samples: int = 1000, seed: int = 0
+) -> dict[str, float | None]:
+    """``{"value", "low", "high"}``: BrierLM of one system divided by that of another, from their ``terms``
+    [positions, 4] at the same positions, with a bootstrap paired by position. None where the divisor is 0."""
+    value = _figures(np.stack([ours.mean(axis=0), theirs.mean(axis=0)]))[:, -1]
+    both = np.stack([bootstrap(values, sequences, samples, seed)[:, -1] for values in (ours, theirs)])
+    found: dict[str, float | None] = {"value": _quotient(value[0], value[1]), "low": None, "high": None}
+    if (both[1] > 0).all():
+        low, high = np.percentile(both[0] / both[1], [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+        found |= {"low": round(float(low), 6), "high": round(float(high), 6)}
+    return found
+
+
+def _quotient(a: float, b: float) -> float | None:
+    return round(float(a / b), 6) if b > 0 else None
+
+
 def _same_start(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Whether the first n tokens are equal, n = 1..4: 0 or 1, int64 [positions, 4]."""
     return np.logical_and.accumulate(a == b, axis=1).astype(np.int64)

@@ -8,12 +8,25 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow as pa
 
 from bitlm.config import EvaluateConfig, Head
 from bitlm.data.reading.batches import PretrainBatches
 from bitlm.data.reading.order import permute
 from bitlm.evaluate.brier import LENGTH
 from bitlm.generation import Sampling
+
+BLOCK = pa.list_(pa.int32(), LENGTH)
+SCHEMA = pa.schema(
+    [
+        pa.field("sequence", pa.int64(), nullable=False),  # of the validation split, or the row of the example
+        pa.field("prompt_tokens", pa.int32(), nullable=False),
+        pa.field("truth", BLOCK, nullable=False),
+        pa.field("first", BLOCK, nullable=False),
+        pa.field("second", BLOCK, nullable=False),
+    ]
+)
+"""Of ``continuations.parquet``: the true blocks, and the sampled ones."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +65,19 @@ def in_summaries(
     return _positions(parts, np.array([row for row, _ in cuts], dtype=np.int64), end_id)
 
 
+def to_table(positions: Positions, first: list[list[int]], second: list[list[int]]) -> pa.Table:
+    """The samples, [positions, 4] each, as rows of ``SCHEMA``."""
+    lengths = [len(prompt) for prompt in positions.prompts]
+    columns = positions.sequences, lengths, positions.truth.tolist(), first, second
+    return pa.table(dict(zip(SCHEMA.names, columns, strict=True)), schema=SCHEMA)
+
+
+def samples(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """First, second and true blocks of a ``continuations.parquet``, int64 [positions, 4]."""
+    first, second, truth = (np.array(table[name].to_pylist(), dtype=np.int64) for name in ("first", "second", "truth"))
+    return first, second, truth
+
+
 def until_end(ids: Sequence[int], end_id: int) -> list[int]:
     """The first 4 of the ids; end tokens from the first one on, and where there are too few."""
     kept = list(ids[:LENGTH])
@@ -65,6 +91,12 @@ def random_sampling(settings: EvaluateConfig, head: Head) -> Sampling:
     sampling = Sampling.of(settings, LENGTH)
     greedy = not sampling.temperature and (head == "lm" or sampling.sampler == "commit")
     return replace(sampling, temperature=1.0) if greedy else sampling
+
+
+def random_sampler(settings: EvaluateConfig, head: Head) -> str:
+    """``random_sampling`` in a few words, as in tables."""
+    sampling = random_sampling(settings, head)
+    return f"temperature {sampling.temperature:g}" if head == "lm" else sampling.name
 
 
 def example_ids(rows: Iterable[int]) -> list[int]:

@@ -20,8 +20,7 @@ from bitlm.artifacts.store import Store
 from bitlm.config import EvaluateConfig
 from bitlm.data.shards.tokenizer import INFO_FILE, TOKENIZER_FILE, TextTokenizer
 from bitlm.errors import ArtifactError
-from bitlm.evaluate.brier import LENGTH
-from bitlm.evaluate.continuations import example_ids, random_sampling, until_end
+from bitlm.evaluate.continuations import BLOCK, example_ids, random_sampling, until_end
 from bitlm.evaluate.measures import MEASURES
 from bitlm.generation import GenerateOutput, Sampling
 from bitlm.model import BitLMForCausalLM
@@ -45,7 +44,6 @@ Prediction = dict[str, Any]
 """One row of ``SCHEMA``."""
 TEXTS = pa.schema([field for field in SCHEMA if field.name not in ("id", "reference")])
 """What a model adds to its examples."""
-BLOCK = pa.list_(pa.int32(), LENGTH)
 BLOCKS = pa.schema(
     [
         pa.field("row", pa.int64(), nullable=False),  # of the positions

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bitlm.artifacts.record import Record
 from bitlm.evaluate import curves, table
+from bitlm.evaluate.brier import NAMES
 from bitlm.evaluate.lineage_svg import lineage_svg
 from bitlm.evaluate.measures import MEASURES
 from bitlm.evaluate.results import Results, range_of
@@ -21,6 +22,7 @@ GROUPS = (
     ("ours", "This pipeline"),
     ("article", "The article’s table (arXiv 2605.11577), XSum test set, for orientation only"),
 )
+BRIER_N = {name: f"Brier-{n}" for n, name in enumerate(NAMES[:-1], 1)}
 EXAMPLES_NOTE = "Evenly spaced rows of the split, not chosen by hand; texts are shown as they were generated."
 VALIDATION_CAPTION = "Nats per token on held-out text, of the kind that the table above tells for each."
 VALIDATION_NOTE = (
@@ -31,6 +33,12 @@ VALIDATION_NOTE = (
 DIFFERENCES_CAPTION = (
     "ROUGE F1 ×100 of the diffusion head minus that of the LM head after the same training, on the same examples, with "
     "95% intervals of a paired bootstrap. Above 0 the diffusion head is better."
+)
+BRIER_CAPTION = (
+    "Two samples of the next four tokens behind each of many prompts. Brier-n compares their first n tokens with the "
+    "true ones: E[1{x₁=y} + 1{x₂=y} − 1{x₁=x₂}]. BrierLM is 100 times the geometric mean over n = 1 to 4 (arXiv "
+    "2510.27688); more is better. Pretrained models continue held-out text, fine-tuned ones the reference summaries: "
+    "compare rows of the same text. 95% bootstrap intervals over sequences; shares are paired by prompt."
 )
 EFFORTS_CAPTION = (
     "Sums over all trainings that led to a model. Seconds are those of the training steps; the shared ones belong to a "
@@ -57,6 +65,8 @@ def render_markdown(results: Results) -> str:
     ]
     if results["differences"]:
         parts += ["## Difference to the LM head", DIFFERENCES_CAPTION, _differences(results, rows)]
+    if results["brier"]:
+        parts += ["## BrierLM", BRIER_CAPTION, _brier(results, rows)]
     if results["outputs"]:
         parts += ["## What the texts took", _outputs(results["outputs"])]
     if results["efforts"]:
@@ -82,6 +92,17 @@ def _differences(results: Results, rows: Sequence[table.Row]) -> str:
         figures = [table.difference(pair, measure) for measure in MEASURES]
         lines.append([row.system, row.sampler or "–", *figures, f"{pair['examples']:,}"])
     return _table(["system", "sampler", *MEASURES.values(), "examples"], "llrrrrr", lines)
+
+
+def _brier(results: Results, rows: Sequence[table.Row]) -> str:
+    by_artifact = {row.artifact: row for row in rows}
+    heads = ["system", "continues", "sampler", "BrierLM", "of the LM head’s", *BRIER_N.values(), "blocks"]
+    lines = []
+    for line in results["brier"]:
+        brier_n = [f"{line[name]['value']:.4f}" for name in BRIER_N]
+        told = by_artifact[line["artifact"]].system, line["text"], line["sampler"]
+        lines.append([*told, table.brier_lm(line), table.share(line), *brier_n, f"{line['blocks']:,}"])
+    return _table(heads, "lllrrrrrrr", lines)
 
 
 def _outputs(outputs: Sequence[Mapping[str, Any]]) -> str:
@@ -159,6 +180,8 @@ def render_html(results: Results, ancestry: Sequence[Record], stages: Sequence[s
         "steps": steps,
         "by_artifact": {row.artifact: row for row in rows},
         "differences_caption": DIFFERENCES_CAPTION,
+        "brier_caption": BRIER_CAPTION,
+        "brier_n": BRIER_N,
         "efforts_caption": EFFORTS_CAPTION,
         "validation_note": VALIDATION_NOTE,
         "examples_note": EXAMPLES_NOTE,

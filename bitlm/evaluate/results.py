@@ -11,7 +11,7 @@ from bitlm.artifacts.lineage import lineage
 from bitlm.artifacts.record import Record
 from bitlm.artifacts.store import Store
 from bitlm.config import ReportConfig
-from bitlm.evaluate import choices, differences, effort, rouge, table
+from bitlm.evaluate import brier_rows, choices, differences, effort, rouge, table
 from bitlm.evaluate.predictions import costs, read
 
 FEW_EXAMPLES = 1000
@@ -46,7 +46,7 @@ def collect(store: Store, subjects: Subjects, config: ReportConfig, preset: str)
     """What the report says, as plain JSON values. Raises ArtifactError if a file is damaged."""
     evaluations, ancestry = subjects.evaluations, subjects.ancestry
     scores = [json.loads(_text(store, record, "scores.json")) for record in evaluations]
-    predictions = [_predictions(store, record) for record in evaluations]
+    predictions = [_table(store, record, "predictions.parquet") for record in evaluations]
     by_id = {record.id: record for record in ancestry}
     kinds = [choices.of_system(record, by_id) for record in evaluations]
     rows = table.rows(list(zip(evaluations, scores, kinds, strict=True)))
@@ -59,6 +59,13 @@ def collect(store: Store, subjects: Subjects, config: ReportConfig, preset: str)
         "newlines": scores[0]["newlines"],
         "rows": [row.model_dump(mode="json") for row in rows],
         "differences": differences.to_lm_head(list(zip(evaluations, scores, predictions, strict=True))),
+        "brier": brier_rows.rows(
+            [
+                (record, found["brier"], _table(store, record, "continuations.parquet"))
+                for record, found in zip(evaluations, scores, strict=True)
+                if "brier" in found
+            ]
+        ),
         "outputs": [
             _outputs(record, predicted)
             for record, predicted in zip(evaluations, predictions, strict=True)
@@ -89,8 +96,8 @@ def _text(store: Store, record: Record, path: str) -> str:
     return store.read_bytes(record, path).decode()
 
 
-def _predictions(store: Store, record: Record) -> pa.Table:
-    with store.local_file(record, "predictions.parquet") as path:
+def _table(store: Store, record: Record, name: str) -> pa.Table:
+    with store.local_file(record, name) as path:
         return read(path)
 
 

@@ -117,6 +117,34 @@ def difference(pair: Mapping[str, Any], measure: str) -> str:
     return f"{found['difference']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
 
 
+def brier_lm(line: Mapping[str, Any]) -> str:
+    """BrierLM of one of the results' ``brier``, with its interval."""
+    found = line["brier_lm"]
+    return f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+
+
+def share(line: Mapping[str, Any]) -> str:
+    """BrierLM as a share of the LM head's, with its interval; a dash where there is nothing to compare with."""
+    found = line["share"]
+    if found is None or found["value"] is None:
+        return "–"
+    interval = "" if found["low"] is None else f" [{found['low']:.2f}, {found['high']:.2f}]"
+    return f"{found['value']:.2f}{interval}"
+
+
+def terminal_brier(table: Sequence[Row], lines: Sequence[Mapping[str, Any]]) -> Table:
+    """For a terminal of 80 columns: the results' ``brier``."""
+    shown = Table(title="BrierLM of sampled blocks [95% interval], and as a share of the LM head's")
+    shown.add_column("system")
+    for name in ("BrierLM", "share"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    by_artifact = {row.artifact: row for row in table}
+    for line in lines:
+        system = f"{by_artifact[line['artifact']].system}\n  {line['sampler']}"
+        shown.add_row(system, brier_lm(line), share(line))
+    return shown
+
+
 def terminal_differences(table: Sequence[Row], pairs: Sequence[Mapping[str, Any]]) -> Table:
     """For a terminal of 80 columns: ROUGE-1 and ROUGE-L of ``differences.to_lm_head``."""
     shown = Table(title="ROUGE F1 ×100 minus that of the LM head on the same examples [95% interval]")

@@ -12,7 +12,7 @@ from rich.text import Text
 from bitlm.artifacts.lineage import tree
 from bitlm.artifacts.store import Store
 from bitlm.config import PipelineConfig
-from bitlm.evaluate.table import Row, terminal, terminal_differences, terminal_models
+from bitlm.evaluate.table import Row, terminal, terminal_brier, terminal_differences, terminal_models
 from bitlm.storage import redact
 from bitlm.text import one_line
 from bitlm_flows.cli.options import add_selection, configuration, inputs, stages
@@ -83,6 +83,8 @@ def _show_report(artifact_id: str, store: Store, console: Console) -> None:
     console.print(terminal(rows))
     if results["differences"]:
         console.print(terminal_differences(rows, results["differences"]))
+    if results["brier"]:
+        console.print(terminal_brier(rows, results["brier"]))
     if results["efforts"]:
         console.print(terminal_models(results["efforts"], results["validation"]))
     console.print("\nlineage", style="bold")

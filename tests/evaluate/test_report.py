@@ -208,7 +208,7 @@ def test_only_what_was_scored_on_the_same_examples_by_the_same_words_is_paired(m
 
     def evaluation(record: Record, **scores: str) -> differences.Evaluation:
         found = json.loads(store.read_bytes(record, "scores.json"))
-        return record, found | scores, results_module._predictions(store, record)
+        return record, found | scores, results_module._table(store, record, "predictions.parquet")
 
     diffusion, lm = (evaluation(evaluations[index]) for index in (3, 6))
     assert len(differences.to_lm_head([diffusion, lm])) == 1
