@@ -8,12 +8,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bitlm import storage
 from bitlm.artifacts.record import Draft, Record, fingerprint
 from bitlm.artifacts.store import Store
 from bitlm.config import EvaluateConfig, configure
 from bitlm.config.sampler import SAMPLER_KEYS
-from bitlm.evaluate import predictions, rouge
+from bitlm.evaluate import brier, continuations, predictions, rouge
 from bitlm.evaluate.results import Subjects, subjects
 
 # The LM head has one; a diffusion head is also scored with the sampler of the article.
@@ -22,6 +24,7 @@ SAMPLERS = {
     "diffusion": {"": {**ARTICLES, "num_steps": 4, "stagger": 1.0}, "-article": ARTICLES},
     "lm": {"": {"temperature": 0.0}},
 }
+SAMPLED = "temperature 1"  # what the tables tell of BrierLM's samples
 EXACT = {"validation_kind": "exact"}
 CHAIN = {"validation_kind": "chain", "validation_nats_per_slot": [4.4, 5.4, 5.9, 6.7]}
 ATTACK = "<script>alert('x')</script> & <img src=http://evil.example/x.png>"
@@ -91,7 +94,7 @@ def make(root: Path) -> MadeUp:
                         f"tiny-{head}-{training}{suffix}",
                         {"system": "model", "head": head, **evaluated, **sampler},
                         {"model": model, "corpus": corpus, "tokenizer": tokenizer},
-                        scored(texts, references, 30),
+                        sampled(scored(texts, references, 30), training, f"{head}{suffix}"),
                     )
                 )
         trained += [pretrain, finetune]
@@ -148,6 +151,26 @@ def scored(texts: list[str], references: list[str], steps: int | None) -> dict[s
     return {
         "predictions.parquet": predictions.to_parquet(table),
         "scores.json": json.dumps(rouge.score(texts, references, samples=50)).encode(),
+    }
+
+
+def sampled(files: dict[str, bytes], training: str, system: str) -> dict[str, bytes]:
+    """With BrierLM of samples that are right in some places; the true blocks belong to the training."""
+    rng, of_system = (np.random.default_rng(len(name)) for name in (training, system))
+    truth = rng.integers(0, 3, size=(60, 4))
+    first, second = (np.where(of_system.random((60, 4)) < 0.8, truth, 9) for _ in range(2))
+    prompts = [[0] * (4 + i % 5) for i in range(60)]
+    positions = continuations.Positions(prompts, truth, np.arange(60) // 2)
+    blocks = continuations.to_table(positions, first.tolist(), second.tolist())
+    scores = json.loads(files["scores.json"])
+    scores["brier"] = brier.score(first, second, truth, positions.sequences, samples=30, seed=1)
+    scores["brier"] |= {
+        "text": {"pretrained": "held-out text"}.get(training, "reference summaries"),
+        "sampler": SAMPLED,
+    }
+    return files | {
+        "scores.json": json.dumps(scores).encode(),
+        "continuations.parquet": predictions.to_parquet(blocks),
     }
 
 

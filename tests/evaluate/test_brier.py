@@ -84,6 +84,30 @@ def test_intervals_follow_the_standard_error() -> None:
     np.testing.assert_allclose(found[1] - found[0], 2 * 1.96 * values.std(axis=0) / 4000**0.5, rtol=0.12)
 
 
+def test_a_ratio_is_paired_by_position() -> None:
+    rng = np.random.default_rng(2)
+    truth = rng.integers(0, 2, size=(90, 4))
+    right = [np.where(rng.random((90, 4)) < share, truth, 5) for share in (0.95, 0.9, 0.9, 0.85)]
+    ours, theirs = brier.terms(right[0], right[1], truth), brier.terms(right[2], right[3], truth)
+    sequences = np.arange(90) // 3
+    draws, ratios = np.random.default_rng(4), []
+    for _ in range(50):
+        rows = [3 * s + i for s in draws.integers(0, 30, 30) for i in range(3)]
+        ratios.append(np.prod(ours[rows].mean(axis=0) / theirs[rows].mean(axis=0)) ** 0.25)
+    found = brier.ratio(ours, theirs, sequences, samples=50, seed=4)
+    expected = [np.prod(ours.mean(axis=0) / theirs.mean(axis=0)) ** 0.25, *np.percentile(ratios, [2.5, 97.5])]
+    assert [found[name] for name in ("value", "low", "high")] == pytest.approx(expected, abs=1e-6)
+    assert set(brier.ratio(ours, ours, sequences, samples=9).values()) == {1}
+
+
+def test_there_is_no_ratio_to_nothing() -> None:
+    truth = np.zeros((6, 4), dtype=np.int64)
+    right, wrong = brier.terms(truth, truth, truth), brier.terms(truth + 1, truth + 2, truth)
+    assert brier.ratio(right, wrong, np.arange(6), samples=9) == {"value": None, "low": None, "high": None}
+    rare = np.where(np.arange(6)[:, None] == 0, right, wrong)  # resamples without the first sequence are 0
+    assert brier.ratio(right, rare, np.arange(6), samples=99) == {"value": 6, "low": None, "high": None}
+
+
 BLOCKS = np.array(list(itertools.product(range(3), repeat=4)))  # every block over three tokens
 COUNT = 100_000
 

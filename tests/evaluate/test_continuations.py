@@ -7,7 +7,17 @@ from hypothesis import strategies as st
 
 from bitlm.batch import Batch
 from bitlm.config import EvaluateConfig
-from bitlm.evaluate.continuations import Positions, example_ids, in_summaries, in_text, random_sampling, until_end
+from bitlm.evaluate.continuations import (
+    Positions,
+    example_ids,
+    in_summaries,
+    in_text,
+    random_sampler,
+    random_sampling,
+    samples,
+    to_table,
+    until_end,
+)
 from bitlm.generation import Sampling
 
 END = 9
@@ -111,6 +121,9 @@ def test_greedy_settings_sample_at_temperature_one() -> None:
     assert random_sampling(commit, "diffusion") == Sampling(max_new_tokens=4, sampler="commit", temperature=1.0)
     tempered = commit.model_copy(update={"temperature": 0.5})
     assert random_sampling(tempered, "diffusion").temperature == 0.5
+    assert random_sampler(settings, "lm") == "temperature 1"
+    assert random_sampler(settings, "diffusion") == "descent K=7 ω=9"
+    assert random_sampler(commit, "diffusion") == "commit left, 1 slot per call, temperature 1"
 
 
 def test_lengths_are_those_of_the_bootstrap() -> None:
@@ -118,3 +131,13 @@ def test_lengths_are_those_of_the_bootstrap() -> None:
     assert positions.truth.shape == (10, 4)
     assert positions.truth.dtype == positions.sequences.dtype == np.int64
     assert len(positions) == len(positions.sequences) == 10
+
+
+def test_samples_and_truth_are_kept_as_they_are() -> None:
+    positions = in_text(Text(), LENGTH, END, 10, seed=3)
+    first, second = (np.arange(40).reshape(10, 4) + shift for shift in (0, 500))
+    table = to_table(positions, first.tolist(), second.tolist())
+    assert table["prompt_tokens"].to_pylist() == [len(prompt) for prompt in positions.prompts]
+    assert table["sequence"].to_pylist() == positions.sequences.tolist()
+    for found, expected in zip(samples(table), (first, second, positions.truth), strict=True):
+        np.testing.assert_array_equal(found, expected)

@@ -4,12 +4,12 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from made_up import ATTACK, MadeUp, trained_for
+from made_up import ATTACK, SAMPLED, MadeUp, trained_for
 from rich.console import Console
 
 from bitlm.artifacts.record import InputEntry, Record
 from bitlm.config import PipelineConfig, ReportConfig, TrainConfig
-from bitlm.evaluate import choices, differences, effort, report, table
+from bitlm.evaluate import brier_rows, choices, differences, effort, report, table
 from bitlm.evaluate import results as results_module
 from bitlm.evaluate.measures import MEASURES
 from bitlm.evaluate.results import KINDS, Results, collect
@@ -217,6 +217,41 @@ def test_only_what_was_scored_on_the_same_examples_by_the_same_words_is_paired(m
     assert differences.to_lm_head([diffusion, (lm[0], lm[1], lm[2].slice(0, 39))]) == []
 
 
+def test_brier_lm_stands_beside_the_share_of_the_lm_heads(page: Page, results: Results, made_up: MadeUp) -> None:
+    names = {record.id: record.name for record in made_up.subjects.evaluations}
+    found = {names[line["artifact"]]: line for line in results["brier"]}
+    assert list(found) == [record.name for record in made_up.subjects.evaluations[1:]]
+    for name, line in found.items():
+        if "-lm-" in name:
+            assert line["share"] is None
+            continue
+        against = names[line["share"]["against"]]
+        assert against == f"tiny-lm-{'pretrained' if 'pretrained' in name else 'finetuned'}"
+        ours, theirs = line["brier_lm"]["value"], found[against]["brier_lm"]["value"]
+        assert line["share"]["value"] == pytest.approx(ours / theirs, abs=2e-6)
+        assert line["share"]["low"] < line["share"]["value"] < line["share"]["high"]
+    line, shown = found["tiny-diffusion-pretrained"], page.tables["brier"][1]
+    assert shown[0] == f"Diffusion head, pretrained{SAMPLED}"
+    assert shown[1] == "held-out text"
+    for cell, score in zip(shown[2:4], (line["brier_lm"], line["share"]), strict=True):
+        assert cell == f"{score['value']:.2f}{score['low']:.2f}–{score['high']:.2f}"
+    assert shown[4:] == [*(f"{line[f'brier_{n}']['value']:.4f}" for n in range(1, 5)), "60"]
+    assert page.tables["brier"][-1][3] == "–"
+
+
+def test_only_samples_at_the_same_places_are_compared(made_up: MadeUp) -> None:
+    def sampled(record: Record) -> brier_rows.Sampled:
+        scores = json.loads(made_up.store.read_bytes(record, "scores.json"))["brier"]
+        return record, scores, results_module._table(made_up.store, record, "continuations.parquet")
+
+    diffusion, lm = (sampled(made_up.subjects.evaluations[index]) for index in (1, 5))
+    assert [line["share"] is None for line in brier_rows.rows([diffusion, lm])] == [False, True]
+    fewer = lm[0], lm[1], lm[2].slice(0, 59)
+    other = lm[0], lm[1] | {"text": "reference summaries"}, lm[2]
+    for foreign in (fewer, other):
+        assert [line["share"] for line in brier_rows.rows([diffusion, foreign])] == [None, None]
+
+
 def test_efforts_count_every_training_that_led_to_a_model(page: Page, results: Results) -> None:
     found = {effort["system"]: effort for effort in results["efforts"]}
     assert found["Diffusion head, fine-tuned"]["steps"] == [800, 300]
@@ -279,7 +314,10 @@ def test_markdown_holds_every_row(results: Results) -> None:
     assert "/".join(lines[10][4:7]) == "29.70/9.21/23.24"
     pair = results["differences"][0]["rougeL"]
     assert f"{pair['difference']:+.2f} [{pair['low']:+.2f}, {pair['high']:+.2f}]" in markdown
-    for heading in ("Difference to the LM head", "What the texts took", "What the trainings took"):
+    line = results["brier"][0]
+    share = f"{line['share']['value']:.2f} [{line['share']['low']:.2f}, {line['share']['high']:.2f}]"
+    assert f"| {table.brier_lm(line)} | {share} | {line['brier_1']['value']:.4f} |" in markdown
+    for heading in ("BrierLM", "Difference to the LM head", "What the texts took", "What the trainings took"):
         assert f"## {heading}\n" in markdown
     assert table.ARTICLE_NOTE in markdown
     score = results["rows"][1]["scores"]["rouge1"]
@@ -297,6 +335,7 @@ def test_terminal_table_fits_eighty_columns(results: Results) -> None:
     rows = [table.Row.model_validate(row) for row in results["rows"]]
     console.print(table.terminal(rows))
     console.print(table.terminal_differences(rows, results["differences"]))
+    console.print(table.terminal_brier(rows, results["brier"]))
     console.print(table.terminal_models(results["efforts"], results["validation"]))
     text = console.export_text()
     models = text[text.index("nats per token") :]
@@ -309,6 +348,9 @@ def test_terminal_table_fits_eighty_columns(results: Results) -> None:
     assert max(map(len, text.splitlines())) <= 80
     for pair in results["differences"]:
         assert table.difference(pair, "rouge1") in text
+    for line in results["brier"]:
+        assert table.brier_lm(line) in text
+        assert table.share(line) in text
     for sampler in (OWN, ARTICLES):  # on one line each, in both tables
         assert text.count(sampler) == 4
     for row in results["rows"]:

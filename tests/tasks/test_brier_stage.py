@@ -143,7 +143,8 @@ def test_a_pretrained_model_continues_the_validation_text(made: SimpleNamespace,
             assert row[name] == (ids + 4 * [end])[:4]
     columns = [np.array([row[name] for row in rows]) for name in ("first", "second", "truth", "sequence")]
     expected = brier.score(*columns, samples=20, seed=6)
-    assert scores == expected | {"text": "held-out text"}
+    sampler = "temperature 1" if head == "lm" else "descent K=3 ω=9"
+    assert scores == expected | {"text": "held-out text", "sampler": sampler}
     assert {name: metrics[name] for name in brier.NAMES} == {name: expected[name]["value"] for name in brier.NAMES}
 
 
