@@ -54,6 +54,7 @@ SETTINGS: dict[str, Any] = {
     "evaluate": {
         "examples": 8,
         "brier_blocks": 12,
+        "sampler": "descent",
         "stagger": 0,
         "bootstrap_samples": 50,
         "execution": {"cpus_per_actor": 1},
