@@ -99,6 +99,16 @@ def _chain_has_causal_attention(config: Sections) -> None:
                 f"{key}.diffusion.chain_slots = {diffusion.chain_slots} is more than model.block_size = "
                 f"{config.model.block_size}"
             )
+        offsets = diffusion.block_offsets
+        if offsets > config.model.block_size:
+            raise ValueError(
+                f"{key}.diffusion.block_offsets = {offsets} is more than model.block_size = {config.model.block_size}"
+            )
+        if offsets > 1 and (config.model.mask != "causal" or diffusion.chain_slots == 0):
+            raise ValueError(
+                f"{key}.diffusion.block_offsets = {offsets} needs model.mask = causal and "
+                f"{key}.diffusion.chain_slots of 1 or more"
+            )
         if diffusion.chain_slots == 0 and diffusion.noise_share == 0:
             raise ValueError(f"{key}.diffusion.noise_share = 0 leaves nothing to learn without chain_slots")
         if diffusion.next_token_weight and (config.model.mask, head.denoiser) != ("causal", "codebook"):

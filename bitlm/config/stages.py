@@ -162,6 +162,9 @@ class DiffusionConfig(Frozen):
     chain_slots: int = Field(
         0, ge=0, description="slots learned behind each clean prefix of a block, in one pass: 0 none, 1 the next, m all"
     )
+    block_offsets: int = Field(
+        1, ge=1, description="places of a block at which chains begin: 1 as generation, m all (model.mask = causal)"
+    )
     next_token_weight: float = Field(
         0.0, ge=0, description="of the loss on the next token at the other positions (model.mask = causal)"
     )

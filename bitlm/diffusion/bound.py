@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bitlm.batch import Batch
 from bitlm.config import DiffusionConfig
-from bitlm.diffusion.noise import BlockShape, Noise, Stream, generator
+from bitlm.diffusion.noise import NO_OFFSETS, BlockShape, Noise, Stream, generator
 from bitlm.diffusion.process import t_of_log_snr
 from bitlm.errors import ConfigError
 
@@ -94,7 +94,8 @@ def path_noise(seed: int, indices: Sequence[int], shape: BlockShape, path: Noise
     moving_bNsm = (clock_bNsm > 0) & (clock_bNsm < 1)
     weights_bNsm = log_snr_bNsm.exp() * moving_bNsm * (length * (high - low) * B / (2 * strata))  # dγ = γ d(log γ)
     drop_bN = torch.zeros(len(indices), N, dtype=torch.bool)
-    return Noise(torch.from_numpy(eps_bNsmB), t_of_log_snr(log_snr_bNsm).float(), drop_bN, ~drop_bN), weights_bNsm
+    t_bNsm = t_of_log_snr(log_snr_bNsm).float()
+    return Noise(torch.from_numpy(eps_bNsmB), t_bNsm, drop_bN, ~drop_bN, NO_OFFSETS), weights_bNsm
 
 
 def tail_nats(B: int) -> float:

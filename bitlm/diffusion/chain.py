@@ -15,7 +15,7 @@ from torch import Tensor
 from bitlm.batch import Batch
 from bitlm.config import DiffusionConfig
 from bitlm.diffusion.bound import Bound, ScoredModel, combine
-from bitlm.diffusion.noise import BlockShape, Noise, Stream, generator
+from bitlm.diffusion.noise import NO_OFFSETS, BlockShape, Noise, Stream, generator
 from bitlm.errors import ConfigError
 
 IN_ONE_PASS = DiffusionConfig(loss="token", chain_slots=1, noise_share=0)
@@ -73,4 +73,4 @@ def prefix_noise(seed: int, indices: Sequence[int], shape: BlockShape, prefixes:
     eps_bNdmB = torch.from_numpy(eps_bNmB)[:, :, None].expand(-1, -1, prefixes, -1, -1)
     t_dm = torch.ones(m, m).triu()[:prefixes]
     blocks = torch.zeros(len(indices), N, dtype=torch.bool)
-    return Noise(eps_bNdmB, t_dm.expand(len(indices), N, -1, -1), blocks, ~blocks)
+    return Noise(eps_bNdmB, t_dm.expand(len(indices), N, -1, -1), blocks, ~blocks, NO_OFFSETS)

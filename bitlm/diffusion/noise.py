@@ -4,7 +4,7 @@ Each sequence (or example) owns a stream of numpy's counter-based Philox generat
 whose counter starts at (index, epoch). Batch size, rank, padding and worker count therefore change nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
@@ -16,6 +16,7 @@ from torch import Tensor
 from bitlm.config import DiffusionConfig
 
 _WORD = (1 << 64) - 1
+NO_OFFSETS = torch.empty(1, 0, dtype=torch.int64)
 
 
 class Stream(IntEnum):
@@ -46,15 +47,25 @@ class NoiseKeys:
 class Noise:
     """What corrupts a batch: ``eps`` [b, N, draws, m, B] standard normal, ``t`` in (0, 1), [b, N, draws, 1] where the
     slots of a block share a level and [b, N, draws, m] where they need not, ``drop`` [b, N], True where the condition
-    is replaced by the null condition, and ``learn`` [b, N], True where the block learns from the draws."""
+    is replaced by the null condition, and ``learn`` [b, N], True where the block learns from the draws; ``offsets`` [b,
+    e] int64 of further blocks, in 1 to m - 1."""
 
     eps: Tensor
     t: Tensor
     drop: Tensor
     learn: Tensor
+    offsets: Tensor
 
     def to(self, device: torch.device) -> "Noise":
-        return Noise(*(x.to(device, non_blocking=True) for x in (self.eps, self.t, self.drop, self.learn)))
+        return Noise(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Noise":
+        """With all that belongs to blocks changed."""
+        return Noise(*map(change, (self.eps, self.t, self.drop, self.learn)), self.offsets)
+
+    def select(self, index: Tensor) -> "Noise":
+        """Of these blocks [n]."""
+        return self.map(lambda tensor: tensor[index])
 
 
 def generator(seed: int, stream: Stream, first: int, second: int) -> np.random.Generator:
@@ -68,13 +79,14 @@ def generator(seed: int, stream: Stream, first: int, second: int) -> np.random.G
 def block_noise(keys: NoiseKeys, shape: BlockShape, diffusion: DiffusionConfig) -> Noise:
     """Training noise: t follows ``t_distribution``; with slot noise a share of the (block, draw) pairs has a level of
     its own in every slot, and a ``prefix_share`` of them is a clean prefix and pure noise; a coin per block decides
-    ``drop``, another ``learn``."""
+    ``drop``, another ``learn``; the further offsets of a sequence are distinct."""
     b, d = len(keys.indices), diffusion.noise_draws if diffusion.noise_share else 0
     N, m, B = shape
     own_levels = diffusion.slot_noise > 0 or diffusion.prefix_share > 0
     eps_bNdmB = np.empty((b, N, d, m, B), dtype=np.float32)
     t_bNdm = np.empty((b, N, d, m if own_levels else 1), dtype=np.float32)
     coin_bN, learn_bN = np.empty((b, N)), np.ones((b, N), dtype=bool)
+    offsets_be = np.empty((b, diffusion.block_offsets - 1), dtype=np.int64)
     for row, (index, epoch) in enumerate(zip(keys.indices, keys.epochs, strict=True)):
         rng = generator(keys.seed, Stream.TRAIN, index, epoch)
         rng.standard_normal(out=eps_bNdmB[row], dtype=np.float32)
@@ -90,8 +102,10 @@ def block_noise(keys: NoiseKeys, shape: BlockShape, diffusion: DiffusionConfig) 
             t_bNdm[row] = np.where(chosen_Nd1, noisy_Ndm, t_bNdm[row])
         if diffusion.noise_share < 1:
             learn_bN[row] = rng.random(N) < diffusion.noise_share
+        if diffusion.block_offsets > 1:
+            offsets_be[row] = 1 + rng.permutation(m - 1)[: diffusion.block_offsets - 1]
     drop_bN = coin_bN < diffusion.condition_dropout
-    return Noise(*map(torch.from_numpy, (eps_bNdmB, t_bNdm, drop_bN, learn_bN)))
+    return Noise(*map(torch.from_numpy, (eps_bNdmB, t_bNdm, drop_bN, learn_bN, offsets_be)))
 
 
 def _levels(rng: np.random.Generator, shape: tuple[int, ...], diffusion: DiffusionConfig) -> np.ndarray:

@@ -10,11 +10,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Cache, Qwe
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from bitlm.codes import encode
 from bitlm.config import DiffusionConfig
-from bitlm.diffusion.loss import bit_loss
 from bitlm.diffusion.noise import BlockShape, Noise, NoiseKeys, block_noise
-from bitlm.diffusion.process import corrupt
 from bitlm.errors import ConfigError
 from bitlm.generation.mixin import GenerationMixin
 from bitlm.model.backbone import additive_mask, positions
@@ -24,7 +21,8 @@ from bitlm.model.head import DiffusionHead, LanguageModelHead
 from bitlm.model.initialize import initialize_head, initialize_scaled
 from bitlm.model.inputs import check_arguments, check_ids, check_labels, check_like_ids, visible_tokens
 from bitlm.model.interface import BitLMPreTrainedModel, check_attention
-from bitlm.model.state import BlockState, HeadConstants, Queries
+from bitlm.model.losses import next_token_losses, shifted_losses, slot_losses
+from bitlm.model.state import HeadConstants
 
 DEFAULT_DIFFUSION = DiffusionConfig()
 
@@ -206,13 +204,12 @@ class BitLMForCausalLM(GenerationMixin, BitLMPreTrainedModel):
             losses_ndm = self.token_nll(context_nmD, targets_nm)[:, None]  # one draw, m = 1
         else:
             noise = (noise or self._fresh_noise(b, N, diffusion)).to(context_nmD.device)
-            noise = Noise(*map(of_chosen_blocks, (noise.eps, noise.t, noise.drop, noise.learn)))
-            losses_ndm = self._slot_losses(context_nmD, targets_nm, noise, diffusion)
+            embedding, of_blocks = self.model.embed_tokens.weight, noise.map(of_chosen_blocks)
+            losses_ndm = slot_losses(self.head, embedding, context_nmD, targets_nm, of_blocks, diffusion)
         output = _collect(losses_ndm, in_loss_bNm, (b, N))
-        if diffusion.next_token_weight and self.config.head == "diffusion":
-            further = self._next_token_losses(context_bNmD, input_ids.view(b, N, m), output.in_loss).sum()
-            output.loss_sum = output.loss_sum + diffusion.next_token_weight * further
-            output.loss = output.loss_sum / output.loss_count.clamp(min=1)
+        if self.config.head == "diffusion":
+            all_blocks = context_bNmD, input_ids.view(b, N, m), output.in_loss
+            self._add_further_losses(output, *all_blocks, noise.offsets, diffusion)
         return output
 
     def token_nll(self, context: Tensor, targets: Tensor) -> Tensor:
@@ -220,56 +217,22 @@ class BitLMForCausalLM(GenerationMixin, BitLMPreTrainedModel):
         logits = self.token_logits(context)
         return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
 
-    def _slot_losses(self, context_nmD: Tensor, targets_nm: Tensor, noise: Noise, diffusion: DiffusionConfig) -> Tensor:
-        """C, ids and noise of the same n blocks → loss per block, draw and slot [n, draws, m]; one draw where there is
-        a chain, to which the mean over the noise draws is added."""
-        null = self.head.null_context.to(context_nmD.dtype)
-        context_nmD = torch.where(noise.drop[:, None, None], null, context_nmD)
-        constants = self.head.constants(self.model.embed_tokens.weight, tables=noise.t.shape[1] > 0)
-        block = self.head.prepare(context_nmD)
-        if diffusion.chain_slots == 0:
-            return self._noise_losses(block, constants, targets_nm, noise, diffusion)
-        losses_nm = self._chain_losses(block, constants, targets_nm, diffusion.chain_slots)
-        chosen = noise.learn.nonzero().flatten()
-        if noise.t.shape[1] and len(chosen):
-            noise = Noise(noise.eps[chosen], noise.t[chosen], noise.drop[chosen], noise.learn[chosen])
-            further = self._noise_losses(block.select(chosen), constants, targets_nm[chosen], noise, diffusion)
-            losses_nm = losses_nm.index_add(0, chosen, further.mean(1))
-        return losses_nm[:, None]
-
-    def _noise_losses(
+    def _add_further_losses(
         self,
-        block: BlockState,
-        constants: HeadConstants,
-        targets_nm: Tensor,
-        noise: Noise,
+        output: BitLMOutput,
+        context_bNmD: Tensor,
+        ids_bNm: Tensor,
+        in_loss_bNm: Tensor,
+        offsets_be: Tensor,
         diffusion: DiffusionConfig,
-    ) -> Tensor:
-        """[n, draws, m]"""
-        draws = noise.t.shape[1]
-        clean_n1mB = encode(targets_nm, self.config.num_bits, check=False)[:, None]
-        noisy_ndmB = corrupt(clean_n1mB, noise.eps, noise.t[..., None])
-        posterior = self.head(noisy_ndmB.flatten(0, 1), noise.t.flatten(0, 1), constants, block.repeat(draws))
-        if diffusion.loss == "token":
-            return -posterior.log_prob(targets_nm.repeat_interleave(draws, dim=0)).view(noisy_ndmB.shape[:-1])
-        return bit_loss(posterior.log_odds().view(noisy_ndmB.shape), clean_n1mB, noise.t[..., None], diffusion)
-
-    def _chain_losses(self, block: BlockState, constants: HeadConstants, targets_nm: Tensor, ahead: int) -> Tensor:
-        """-log p of each slot, the mean over the clean prefixes that have it among the ``ahead`` next ones, [n, m]."""
-        m = targets_nm.shape[1]
-        queries = Queries.every(m, ahead, targets_nm.device)
-        posterior = self.head.behind_prefix(targets_nm[:, : m - 1], queries, constants, block)
-        nll_nq = -posterior.log_prob(targets_nm[:, queries.slots])
-        counts_m = torch.bincount(queries.slots, minlength=m)
-        return nll_nq.new_zeros(targets_nm.shape).index_add(1, queries.slots, nll_nq) / counts_m
-
-    def _next_token_losses(self, context_bNmD: Tensor, ids_bNm: Tensor, in_loss_bNm: Tensor) -> Tensor:
-        """-log p of the tokens in the loss that no block begins with, under the codebook's scores of the state before
-        each (the causal mask shows it nothing later), [b, N-1, m-1]."""
-        states = context_bNmD[:, 1:, :-1]  # of the places of the block before, each behind its token
-        targets, counted = ids_bNm[:, :-1, 1:], in_loss_bNm[:, :-1, 1:]
-        posterior = self.head.next_token(states.flatten(0, 1), self.model.embed_tokens.weight)
-        return torch.where(counted, -posterior.log_prob(targets.flatten(0, 1)).view(targets.shape), 0)
+    ) -> None:
+        """Of blocks that generation does not begin, and of single tokens: both need the causal mask."""
+        blocks = self.head, self.model.embed_tokens.weight, context_bNmD, ids_bNm, in_loss_bNm
+        if offsets_be.shape[1]:
+            output.loss_sum = output.loss_sum + shifted_losses(*blocks, offsets_be, diffusion)
+        if diffusion.next_token_weight:
+            output.loss_sum = output.loss_sum + diffusion.next_token_weight * next_token_losses(*blocks)
+        output.loss = output.loss_sum / output.loss_count.clamp(min=1)
 
     def _in_loss(
         self, input_ids: Tensor, visible_bL: Tensor | None, labels: Tensor | None, loss_tokens: Tensor | None

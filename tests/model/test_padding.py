@@ -56,7 +56,7 @@ def test_whole_blocks_of_padding_change_nothing(build: Build, options: dict, lef
     )
     noise = own = noise_for(found, 2, both.shape[1] // m)
     if noise is not None:
-        own = Noise(*(part[:1, real] for part in (noise.eps, noise.t, noise.drop, noise.learn)))
+        own = Noise(*(part[:1, real] for part in (noise.eps, noise.t, noise.drop, noise.learn)), noise.offsets)
     expected = alone(ids, noise=own)
     expected.loss_sum.backward()
     in_row = torch.zeros_like(mask, dtype=torch.bool)

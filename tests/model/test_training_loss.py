@@ -102,7 +102,7 @@ def test_token_loss_is_the_hand_loop(build: Build) -> None:
 @pytest.mark.parametrize("loss", ["velocity", "bce", "x", "token"])
 def test_equal_levels_in_all_slots_are_the_shared_level(build: Build, loss: str) -> None:
     ids, shared = batch(2), noise_for(2, 4)
-    equal = Noise(shared.eps, shared.t.expand(-1, -1, -1, 4).contiguous(), shared.drop, shared.learn)
+    equal = Noise(shared.eps, shared.t.expand(-1, -1, -1, 4).contiguous(), shared.drop, shared.learn, shared.offsets)
 
     def run(noise: Noise) -> list[torch.Tensor]:
         model = build(denoiser="codebook", context_path="direct")
@@ -137,7 +137,7 @@ def test_only_chosen_tokens_count_and_micro_batches_add_up(build: Build, options
     rows = [
         model(
             ids[i : i + 1],
-            noise=Noise(*(x[i : i + 1] for x in (noise.eps, noise.t, noise.drop, noise.learn))),
+            noise=Noise(*(x[i : i + 1] for x in (noise.eps, noise.t, noise.drop, noise.learn)), noise.offsets),
             loss_tokens=chosen[i : i + 1],
         )
         for i in range(3)
