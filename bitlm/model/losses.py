@@ -53,7 +53,7 @@ def shifted_losses(
 ) -> Tensor:
     """The chain of blocks that begin ``offsets`` tokens after those of generation, the sum over the tokens in the loss.
     Behind a causal mask the m states before any token are a context like those before a block."""
-    b, N, m, D = context_bNmD.shape
+    b, N, m = ids_bNm.shape
     places = torch.arange((N - 1) * m, device=ids_bNm.device)
     rows_b11 = torch.arange(b, device=ids_bNm.device)[:, None, None]
     places_bep = offsets_be[..., None] + places
@@ -64,14 +64,10 @@ def shifted_losses(
 
     in_loss_nm = of_blocks(in_loss_bNm)
     chosen = in_loss_nm.any(-1).nonzero().flatten()
-    context_nmD, targets_nm, in_loss_nm = (
-        of_blocks(context_bNmD)[chosen],
-        of_blocks(ids_bNm)[chosen],
-        in_loss_nm[chosen],
-    )
+    block, targets_nm = head.prepare(of_blocks(context_bNmD)[chosen]), of_blocks(ids_bNm)[chosen]
     constants = head.constants(embedding, tables=False)
-    losses_nm = _chain_losses(head, head.prepare(context_nmD), constants, targets_nm, diffusion.chain_slots)
-    return torch.where(in_loss_nm, losses_nm, 0).sum() / diffusion.block_offsets
+    losses_nm = _chain_losses(head, block, constants, targets_nm, diffusion.chain_slots)
+    return torch.where(in_loss_nm[chosen], losses_nm, 0).sum() / diffusion.block_offsets
 
 
 def next_token_losses(
