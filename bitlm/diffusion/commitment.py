@@ -12,7 +12,7 @@ from torch import Tensor
 from bitlm.codes import encode
 from bitlm.config.sampler import Order
 from bitlm.diffusion.posterior import Posterior
-from bitlm.diffusion.sampler import Denoiser, Sampled
+from bitlm.diffusion.sampler import Denoiser, Sampled, Walk
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,18 @@ class Commitment:
     def fixed(self) -> bool:
         return self.threshold is None
 
+    @property
+    def walks(self) -> bool:
+        """Whether all blocks go from the first slot to the last, the same number in each call."""
+        return self.order == "left" and self.fixed
+
     def __call__(
         self, denoiser: Denoiser, noise_nmB: Tensor, uniform_nm: Tensor | None = None, *, trace: bool = False
     ) -> Sampled:
         """Blocks that are complete leave the batch. A ``state`` is the code of a landed slot, the noise of another."""
+        walk = denoiser.walk(self.guided) if self.walks else None
+        if walk is not None:
+            return self._along(walk, noise_nmB, uniform_nm, trace)
         n, m, B = noise_nmB.shape
         most = m // self.slots_per_call
         ids_nm = torch.zeros(n, m, dtype=torch.long, device=noise_nmB.device)
@@ -87,6 +95,25 @@ class Commitment:
                 work.keep(~complete_r)
         calls_n = steps_n * (2 if self.guided else 1)
         return Sampled(ids_nm, calls_n, [torch.stack(each) for each in states] if trace else None)
+
+    def _along(self, walk: Walk, noise_nmB: Tensor, uniform_nm: Tensor | None, trace: bool) -> Sampled:
+        n, m, B = noise_nmB.shape
+        count, states = self.slots_per_call, [noise_nmB]
+        ids_nm = torch.empty(n, 0, dtype=torch.long, device=noise_nmB.device)
+        for first in range(0, m, count):
+            posterior = walk(ids_nm[:, max(first - count, 0) :], count)
+            if self.guided:
+                posterior = posterior.guided(self.guidance_scale)
+            if self.temperature == 0:
+                tokens_nc = posterior.best()[0]
+            else:
+                tokens_nc = posterior.sample(uniform_nm[:, first : first + count], self.temperature)
+            ids_nm = torch.cat([ids_nm, tokens_nc], dim=1)
+            if trace:
+                codes_npB = encode(ids_nm, B, check=False)
+                states.append(torch.cat([codes_npB, noise_nmB[:, first + count :]], dim=1))
+        calls_n = torch.full((n,), self.max_calls)
+        return Sampled(ids_nm, calls_n, list(torch.stack(states, dim=1)) if trace else None)
 
     def _choose(self, posterior: Posterior, landed_rm: Tensor, uniform_rm: Tensor | None) -> tuple[Tensor, Tensor]:
         """A token for every slot [r, m], and which slots land on theirs."""

@@ -48,6 +48,7 @@ class Descent:
 
     draws = False
     fixed = True
+    walks = False
 
     @property
     def levels(self) -> Tensor:

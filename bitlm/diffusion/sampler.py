@@ -18,8 +18,21 @@ class Denoiser(Protocol):
         of 2n, each given C first, and then each given the null condition. ``t`` are among ``Sampler.levels``."""
         ...
 
+    def walk(self, guided: bool) -> "Walk | None":
+        """From the first slot of the blocks to the last, where the head keeps what it computed of clean slots."""
+        ...
+
     def keep(self, rows: Tensor) -> "Denoiser":
         """For the blocks at the places [r] int64 of the present ones, in that order."""
+        ...
+
+
+class Walk(Protocol):
+    """The head on its way along n blocks, all at the same slot."""
+
+    def __call__(self, ids_nc: Tensor, count: int) -> Posterior:
+        """The tokens of the c slots that landed since the last call [n, c] → the posterior of the ``count`` next slots,
+        pure noise behind all clean ones; of 2n blocks if guided, as of a ``Denoiser``."""
         ...
 
 
@@ -55,6 +68,11 @@ class Sampler(Protocol):
     @property
     def max_calls(self) -> int:
         """What ``Sampled.calls`` is at most."""
+        ...
+
+    @property
+    def walks(self) -> bool:
+        """Whether it asks a denoiser for a walk."""
         ...
 
     @property

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bitlm.diffusion.posterior import Posterior
-from bitlm.diffusion.sampler import Sampled, Sampler
+from bitlm.diffusion.sampler import Sampled, Sampler, Walk
 from bitlm.generation.protocol import BlockTensors
 
 _GRAPHS: "WeakKeyDictionary[nn.Module, tuple[Hashable, dict[Hashable, GraphedBlock]]]" = WeakKeyDictionary()
@@ -49,6 +49,10 @@ class HeadDenoiser:
             return self.head(noisy_nmB, t, self.constants, block, time)
         _mark_blocks(noisy_nmB, t, time, *block.tensors().values())
         return CompiledPosterior(_compiled_head()(self.head, noisy_nmB, t, self.constants, block, time))
+
+    def walk(self, guided: bool) -> Walk | None:
+        """Where the constants are those of a walk."""
+        return None if self.constants.ends is None else self.head.walk(self.constants, self.block, guided)
 
     def keep(self, rows: Tensor) -> "HeadDenoiser":
         """For the blocks at these places alone."""

@@ -49,6 +49,10 @@ class GenerativeModel(Protocol):
         noise levels, and the null condition if ``guided``."""
         ...
 
+    def walk_constants(self, guided: bool) -> Any:
+        """The same for a head with ``keeps_slots``, for ``head.walk(constants, block, guided)``."""
+        ...
+
     def token_logits(self, context: Tensor) -> Tensor:
         """LM head: C [..., D] → [..., V]."""
         ...

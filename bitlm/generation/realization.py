@@ -54,7 +54,10 @@ def _diffusion_realizer(model: GenerativeModel, sampling: Sampling) -> Realize:
     m, B, device = model.config.block_size, model.config.num_bits, model.device
     sampler = make_sampler(model.config, sampling, device)
     levels = sampler.levels.to(device)
-    constants = model.sampling_constants(levels[:, None, None].expand(-1, 1, m), guided=sampler.guided)
+    if sampler.walks and model.head.keeps_slots:
+        constants = model.walk_constants(guided=sampler.guided)
+    else:
+        constants = model.sampling_constants(levels[:, None, None].expand(-1, 1, m), guided=sampler.guided)
 
     def realize(context_rmD: Tensor, keys: list[int], block: int) -> Realized:
         noise_rmB = torch.stack([sample_noise(sampling.seed, key, block, m, B) for key in keys]).to(device)

@@ -28,7 +28,8 @@ from torch.utils.checkpoint import checkpoint
 from bitlm.codes import encode
 from bitlm.errors import ConfigError
 from bitlm.model.config import BitLMConfig
-from bitlm.model.state import BlockState, HeadConstants, Queries
+from bitlm.model.prefix import PrefixPass
+from bitlm.model.state import BlockState, HeadConstants
 
 CHUNK = 2**23  # scores held at once in training, in float32: 32 MiB
 TINY = 1e-30  # keeps the log-odds of a bit finite where no token, or none of weight, has its other value
@@ -122,15 +123,14 @@ class Codebook(nn.Module):
         padded = F.pad(mean_rows_nmR, (0, 0, self.reach, self.reach)).flatten(1)  # nothing beyond the block
         return self.coupling(padded.unfold(1, self.coupling.in_features, columns))
 
-    def couple_before(self, mean_rows_npR: Tensor, queries: Queries) -> Tensor:
-        """Rows of the first p slots → Σ_{j<prefix} T_{j-slot}·R̄_j of each of the q slots, [n, q, R]."""
-        columns = mean_rows_npR.shape[-1]
-        padded = F.pad(mean_rows_npR, (0, 0, self.reach, self.reach))
-        first = torch.arange(self.reach, device=mean_rows_npR.device) - self.reach
-        places_qk = queries.slots[:, None] + first
-        window_nqkR = padded[:, places_qk + self.reach]
-        window_nqkR = torch.where((places_qk < queries.prefixes[:, None])[..., None], window_nqkR, 0)
-        return F.linear(window_nqkR.flatten(2), self.coupling.weight[:, : self.reach * columns])
+    def couple_before(self, mean_rows_npR: Tensor, shown: PrefixPass) -> Tensor:
+        """Rows of the clean slots → Σ_{j<prefix} T_{j-slot}·R̄_j of each query, [n, q, R]."""
+        if not mean_rows_npR.shape[1]:
+            return mean_rows_npR.new_zeros(len(mean_rows_npR), len(shown.queries), mean_rows_npR.shape[2])
+        places_qk = shown.window.clamp(max=mean_rows_npR.shape[1] - 1)
+        window_nqkR = torch.where(shown.seen, mean_rows_npR[:, places_qk], 0)
+        columns = self.reach * mean_rows_npR.shape[2]
+        return F.linear(window_nqkR.flatten(2), self.coupling.weight[:, :columns])
 
     def widen(self, correction: Tensor) -> Tensor:
         """a [..., R] → [..., D], so that E_y·(q + this) = E_y·q + R_y·a."""

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from bitlm.codes import encode
 from bitlm.diffusion.posterior import Posterior
 from bitlm.model.config import BitLMConfig
-from bitlm.model.network import HeadNetwork, KeptSlots, posterior_mean_input, prefix_mask, visible_slots
+from bitlm.model.network import HeadNetwork, posterior_mean_input, visible_slots
+from bitlm.model.prefix import KeptSlots, PrefixPass
 from bitlm.model.readouts import READOUTS
-from bitlm.model.state import BlockState, HeadConstants, Queries
+from bitlm.model.state import BlockState, HeadConstants
 from bitlm.model.token_posterior import TokenPosterior
 
 
@@ -36,13 +37,23 @@ class DiffusionHead(nn.Module):
         return self.readout.constants(embedding, tables or direct)
 
     def sampling_constants(self, embedding: Tensor, t_K1m: Tensor, guided: bool) -> HeadConstants:
-        """The same for a sampler whose K steps have the noise levels ``t``."""
+        """The same for a sampler whose calls have the noise levels ``t``."""
         constants = self.constants(embedding)
         times = torch.stack([self.network.embed_time(t) for t in t_K1m])
         null = None
         if guided:
             null = self.readout.prepare_null(self.prepare(self.null_context[None]), constants)
         return replace(constants, times=times, null=null)
+
+    @property
+    def keeps_slots(self) -> bool:
+        """Whether keys and values of clean slots can be kept, which ``behind_prefix`` needs."""
+        return self.network.causal
+
+    def walk_constants(self, embedding: Tensor, guided: bool) -> HeadConstants:
+        """The same for ``behind_prefix``, block by block."""
+        null = self.prepare(self.null_context[None]) if guided else None
+        return replace(self.constants(embedding, tables=False), ends=self._ends(), null=null)
 
     def prepare(self, context_nmD: Tensor) -> BlockState:
         """C → what n blocks need of it."""
@@ -53,8 +64,11 @@ class DiffusionHead(nn.Module):
         return self.readout.prepare(block, context_nmD)
 
     def prepare_sampling(self, context_nmD: Tensor, constants: HeadConstants) -> BlockState:
-        """C → what all steps of a sampler need of it, for n blocks; with guidance n null blocks follow them."""
-        return self.readout.prepare_sampling(self.prepare(context_nmD), constants)
+        """C → what all calls of a sampler need of it, for n blocks; with guidance n null blocks follow them."""
+        block = self.prepare(context_nmD)
+        if constants.ends is None:
+            return self.readout.prepare_sampling(block, constants)
+        return block if constants.null is None else block.concatenate(constants.null.repeat(len(context_nmD)))
 
     def forward(
         self, noisy_nmB: Tensor, t: Tensor, constants: HeadConstants, block: BlockState, time: Tensor | None = None
@@ -71,7 +85,8 @@ class DiffusionHead(nn.Module):
             shown_nmB, mask, told = posterior_mean_input(noisy_nmB, t_nm), visible_slots(t_nm), t_nm < 1
 
         def states(features_nmH: Tensor | None) -> Tensor:
-            x_nmH = network.embed(shown_nmB, block.condition, slice(None), features_nmH)
+            x_nmH = network.input(shown_nmB.to(block.condition.dtype)) + network.slot_embedding
+            x_nmH = x_nmH if features_nmH is None else x_nmH + features_nmH
             return network(x_nmH, time, block.condition, block.memory, mask)
 
         return self.readout(states, self.readout.evidence(noisy_nmB, t, block), constants, block, told)
@@ -79,7 +94,7 @@ class DiffusionHead(nn.Module):
     def behind_prefix(
         self,
         ids_nc: Tensor,
-        queries: Queries,
+        shown: PrefixPass,
         constants: HeadConstants,
         block: BlockState,
         kept: KeptSlots | None = None,
@@ -87,32 +102,48 @@ class DiffusionHead(nn.Module):
         """p(y | clean prefix, C) of slots of pure noise, each behind a prefix of the block's tokens, with causal
         attention inside the block: the answer of ``forward`` for levels 0 and 1, in one pass for all queries.
 
-        ``ids`` are the first c tokens of the block or, with ``kept``, the next c after those, which are added to it.
+        ``ids`` are those of the new clean slots, which are added to ``kept``.
         """
-        network, c, q = self.network, ids_nc.shape[1], len(queries.slots)
-        first = 0 if kept is None else kept.count
-        slots = torch.cat([torch.arange(first, first + c, device=ids_nc.device), queries.slots])
-        codes_nsB = F.pad(encode(ids_nc, network.input.in_features, check=False), (0, 0, 0, q))
-        known_npR = self.readout.known(ids_nc, constants)
-        features_nsH = None
-        if known_npR is not None:
-            features_nsH = F.pad(self.readout.codebook.feature(known_npR), (0, 0, 0, q))
-        condition_nsH = block.condition[:, slots]
-        ends = constants.ends
-        if ends is None:
-            ends = network.embed_time(torch.tensor([[0.0, 1.0]], device=ids_nc.device))
-        time_1sH = torch.cat([ends[:, :1].expand(-1, c, -1), ends[:, 1:].expand(-1, q, -1)], dim=1)
-        x_nsH = network.embed(codes_nsB, condition_nsH, slots, features_nsH)
-        mask = prefix_mask(first, c, queries)
-        hidden_nqH = network(x_nsH, time_1sH, condition_nsH, block.memory, mask, kept, keep=c)[:, c:]
-        if kept is not None:
-            known_npR = kept.add(c, known_npR)
-        return self.readout.behind_prefix(hidden_nqH, known_npR, queries, constants, block)
+        network, (n, c), q = self.network, ids_nc.shape, len(shown.queries)
+        known_ncR = self.readout.known(ids_nc, constants)
+        x_ncH = network.input(encode(ids_nc, network.input.in_features, check=False).to(block.condition.dtype))
+        if known_ncR is not None:
+            x_ncH = x_ncH + self.readout.codebook.feature(known_ncR)
+        x_nsH = torch.cat([x_ncH, network.input.bias.expand(n, q, -1)], dim=1) + network.slot_embedding[shown.slots]
+        condition_nsH = block.condition[:, shown.slots]
+        time_1sH = (self._ends() if constants.ends is None else constants.ends)[:, shown.levels]
+        hidden_nsH = network(x_nsH, time_1sH, condition_nsH, block.memory, shown.mask, kept, keep=c)
+        known_npR = known_ncR if kept is None else kept.add(c, known_ncR)
+        return self.readout.behind_prefix(hidden_nsH[:, c:], known_npR, shown, constants, block)
+
+    def walk(self, constants: HeadConstants, block: BlockState, guided: bool) -> "HeadWalk":
+        """Along the blocks, with ``walk_constants``."""
+        return HeadWalk(self, constants, block, guided)
+
+    def _ends(self) -> Tensor:
+        """The embedding of t = 0 and of t = 1, [1, 2, H]."""
+        return self.network.embed_time(torch.tensor([[0.0, 1.0]], device=self.null_context.device))
 
     def next_token(self, states_nsD: Tensor, embedding: Tensor) -> Posterior:
         """The codebook's scores of states of the backbone alone, as of a softmax."""
         constants = self.readout.constants(embedding, tables=False)
         return TokenPosterior(self.readout.codebook, constants, BlockState(states_nsD, query=states_nsD))
+
+
+class HeadWalk:
+    """From the first slot of n blocks to the last, as ``bitlm.diffusion.sampler.Walk``: a call computes only the slots
+    that landed last and those that land now."""
+
+    def __init__(self, head: DiffusionHead, constants: HeadConstants, block: BlockState, guided: bool) -> None:
+        self._head, self._constants, self._block, self._guided = head, constants, block, guided
+        self._kept = KeptSlots()
+
+    def __call__(self, ids_nc: Tensor, count: int) -> Posterior:
+        if self._guided:
+            ids_nc = torch.cat([ids_nc, ids_nc])
+        m = self._block.condition.shape[1]
+        shown = PrefixPass.following(m, self._kept.count, ids_nc.shape[1], count, ids_nc.device)
+        return self._head.behind_prefix(ids_nc, shown, self._constants, self._block, self._kept)
 
 
 class LanguageModelHead(nn.Module):

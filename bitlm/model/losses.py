@@ -13,7 +13,8 @@ from bitlm.diffusion.loss import bit_loss
 from bitlm.diffusion.noise import Noise
 from bitlm.diffusion.process import corrupt
 from bitlm.model.head import DiffusionHead
-from bitlm.model.state import BlockState, HeadConstants, Queries
+from bitlm.model.prefix import PrefixPass
+from bitlm.model.state import BlockState, HeadConstants
 
 
 def slot_losses(
@@ -104,8 +105,7 @@ def _chain_losses(
 ) -> Tensor:
     """-log p of each slot, the mean over the clean prefixes that have it among the ``ahead`` next ones, [n, m]."""
     m = targets_nm.shape[1]
-    queries = Queries.every(m, ahead, targets_nm.device)
-    posterior = head.behind_prefix(targets_nm[:, : m - 1], queries, constants, block)
-    nll_nq = -posterior.log_prob(targets_nm[:, queries.slots])
-    counts_m = torch.bincount(queries.slots, minlength=m)
-    return nll_nq.new_zeros(targets_nm.shape).index_add(1, queries.slots, nll_nq) / counts_m
+    shown = PrefixPass.every(m, ahead, targets_nm.device)
+    nll_nq = -head.behind_prefix(targets_nm[:, : m - 1], shown, constants, block).log_prob(targets_nm[:, shown.queries])
+    counts_m = torch.bincount(shown.queries, minlength=m)
+    return nll_nq.new_zeros(targets_nm.shape).index_add(1, shown.queries, nll_nq) / counts_m

@@ -96,6 +96,10 @@ class BitLMForCausalLM(GenerationMixin, BitLMPreTrainedModel):
         """The same for a sampler whose K steps have the noise levels ``t``."""
         return self.head.sampling_constants(self.model.embed_tokens.weight, t_K1m, guided)
 
+    def walk_constants(self, guided: bool) -> HeadConstants:
+        """The same for realizing the slots one after the other, where the head keeps clean slots."""
+        return self.head.walk_constants(self.model.embed_tokens.weight, guided)
+
     def token_logits(self, context: Tensor) -> Tensor:
         """LM head: C [..., D] → [..., V] float32."""
         return self.head(context, self.model.embed_tokens.weight)

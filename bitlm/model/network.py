@@ -8,14 +8,13 @@ keys and values of clean slots can be kept: see ``visible_slots``.
 """
 
 import math
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitlm.model.config import BitLMConfig
-from bitlm.model.state import Queries
+from bitlm.model.prefix import KeptSlots
 
 LAYERS_PER_MODULATION = 3
 FREQUENCIES = 256
@@ -49,34 +48,6 @@ def posterior_mean_input(noisy_nmB: Tensor, t: Tensor) -> Tensor:
     """E[A_0 | A_t] for standard normal A_0: A_t·(1-t)/((1-t)² + t²), which is 0 for pure noise and A_0 at t = 0."""
     t = t[..., None]
     return noisy_nmB * ((1 - t) / ((1 - t) ** 2 + t**2))
-
-
-def prefix_mask(kept: int, new: int, queries: Queries) -> Tensor:
-    """``visible_slots`` for ``new`` clean slots and then the queries, [1, new + q, kept + new + q] bool; the keys of
-    ``kept`` clean slots stand before theirs."""
-    device = queries.slots.device
-    clean = torch.arange(kept + new, device=device)
-    q = len(queries.slots)
-    of_clean = F.pad(clean <= clean[kept:, None], (0, q))
-    of_queries = torch.cat([clean < queries.prefixes[:, None], torch.eye(q, dtype=torch.bool, device=device)], dim=1)
-    return torch.cat([of_clean, of_queries])[None]
-
-
-@dataclass
-class KeptSlots:
-    """What is kept of the ``count`` clean slots so far: for each layer keys and values [n, heads, places, head_dim],
-    those of C before those of the slots, and their rows R̄ [n, count, R]."""
-
-    layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    count: int = 0
-    rows: Tensor | None = None
-
-    def add(self, count: int, rows: Tensor | None) -> Tensor | None:
-        """Count further slots; returns the rows of all."""
-        self.count += count
-        if rows is not None:
-            self.rows = rows if self.rows is None else torch.cat([self.rows, rows], dim=1)
-        return self.rows
 
 
 class HeadLayer(nn.Module):
@@ -153,13 +124,6 @@ class HeadNetwork(nn.Module):
         parts = self.memory(context_nmD).unflatten(-1, (len(self.layers), 2, self.num_heads, self.head_dim))
         return parts.permute(0, 2, 3, 4, 1, 5)
 
-    def embed(self, codes_nsB: Tensor, condition_nsH: Tensor, slots: slice | Tensor, features: Tensor | None) -> Tensor:
-        """The network's input for the slots with these numbers, [n, s, H]. ``features`` are added to it."""
-        x_nsH = self.input(codes_nsB.to(condition_nsH.dtype)) + self.slot_embedding[slots]
-        if self.path != "norm":
-            x_nsH = x_nsH + condition_nsH
-        return x_nsH if features is None else x_nsH + features
-
     def forward(
         self,
         x_nsH: Tensor,
@@ -170,12 +134,14 @@ class HeadNetwork(nn.Module):
         kept: KeptSlots | None = None,
         keep: int = 0,
     ) -> Tensor:
-        """``embed``, ``embed_time(t)`` (one row may serve all n blocks), ``condition(C)`` and ``remember(C)`` → hidden
-        states [n, s, H].
+        """What is shown of each slot [n, s, H], ``embed_time(t)`` (one row may serve all n blocks), ``condition(C)`` of
+        the slots and ``remember(C)`` → hidden states [n, s, H].
 
         ``mask`` [n or 1, s, slots] says which slots each one sees, None: all; C is seen by all. The ``kept`` slots
         stand before these s; afterwards it also holds the first ``keep`` of them.
         """
+        if self.path != "norm":
+            x_nsH = x_nsH + condition_nsH
         modulated_by = F.silu(time_nsH if self.path == "attention" else time_nsH + condition_nsH)
         if mask is not None:
             mask = F.pad(mask, (0 if memory is None else memory.shape[-2], 0), value=True)[:, None]

@@ -14,7 +14,8 @@ from bitlm.diffusion.posterior import BitPosterior, Posterior
 from bitlm.diffusion.process import matched_filter
 from bitlm.model.codebook import Codebook, bit_log_odds, mean_row, posterior_scores
 from bitlm.model.config import BitLMConfig
-from bitlm.model.state import BlockState, HeadConstants, Queries
+from bitlm.model.prefix import PrefixPass
+from bitlm.model.state import BlockState, HeadConstants
 from bitlm.model.token_posterior import TokenPosterior
 
 Network = Callable[..., Tensor]
@@ -73,14 +74,14 @@ class DirectReadout(nn.Module):
         self,
         hidden_nqH: Tensor,
         known_npR: Tensor | None,
-        queries: Queries,
+        shown: PrefixPass,
         constants: HeadConstants,
         block: BlockState,
     ) -> Posterior:
         """The posterior of q slots of pure noise, each behind its clean prefix, whose rows are ``known``."""
         log_odds = self.output(hidden_nqH).float()
         if block.context_log_odds is not None:
-            log_odds = log_odds + block.context_log_odds[:, queries.slots]
+            log_odds = log_odds + block.context_log_odds[:, shown.queries]
         return BitPosterior(log_odds, self.vocab_size)
 
 
@@ -138,9 +139,9 @@ class CodebookPriorReadout(MatchedFilterReadout):
         return self.codebook.rows_of(ids_np, constants)
 
     def behind_prefix(
-        self, hidden_nqH: Tensor, known_npR: Tensor, queries: Queries, constants: HeadConstants, block: BlockState
+        self, hidden_nqH: Tensor, known_npR: Tensor, shown: PrefixPass, constants: HeadConstants, block: BlockState
     ) -> Posterior:
-        block = block.of_slots(queries.slots)
+        block = block.of_slots(shown.queries)
         prior = TokenPosterior(self.codebook, constants, block, block.context_log_odds)
         return BitPosterior(self.output(hidden_nqH).float() + prior.log_odds(), self.vocab_size)
 
@@ -173,11 +174,11 @@ class CodebookReadout(CodebookPriorReadout):
         return TokenPosterior(self.codebook, constants, block, evidence, correction)
 
     def behind_prefix(
-        self, hidden_nqH: Tensor, known_npR: Tensor, queries: Queries, constants: HeadConstants, block: BlockState
+        self, hidden_nqH: Tensor, known_npR: Tensor, shown: PrefixPass, constants: HeadConstants, block: BlockState
     ) -> Posterior:
         """Without evidence E_y·q + R_y·a is one product, as that of a softmax."""
-        block = block.of_slots(queries.slots)
-        correction = self.output(hidden_nqH) + self.codebook.couple_before(known_npR, queries)
+        block = block.of_slots(shown.queries)
+        correction = self.output(hidden_nqH) + self.codebook.couple_before(known_npR, shown)
         if block.query is None:
             return TokenPosterior(self.codebook, constants, block, block.context_log_odds, correction)
         block = replace(block, query=block.query + self.codebook.widen(correction))

@@ -8,25 +8,6 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Queries:
-    """Slots of pure noise that are asked for: ``slots`` [q] their numbers, ``prefixes`` [q] how many clean slots, from
-    the first on, each one sees. Both int64."""
-
-    slots: Tensor
-    prefixes: Tensor
-
-    @classmethod
-    def of(cls, pairs: list[tuple[int, int]], device: torch.device) -> "Queries":
-        """From (slot, prefix) pairs."""
-        return cls(*torch.tensor(pairs, device=device).T)
-
-    @classmethod
-    def every(cls, m: int, ahead: int, device: torch.device) -> "Queries":
-        """Behind each prefix of m slots, the ``ahead`` next ones, as far as there are so many."""
-        return cls.of([(slot, prefix) for prefix in range(m) for slot in range(prefix, min(prefix + ahead, m))], device)
-
-
-@dataclass(frozen=True)
 class BlockState:
     """What follows from C alone, for n blocks. A field is None where the head has no such thing.
 
