@@ -31,14 +31,17 @@ def next_context(model: BitLMForCausalLM, sequence: list[int]) -> torch.Tensor:
     return model.compute_context(ids, mask)[:, -1]
 
 
-def plain_block(model: BitLMForCausalLM, context: torch.Tensor, noise: torch.Tensor, K: int, omega: float) -> list[int]:
-    """The article's sampler, step by step, for one block."""
+def plain_block(
+    model: BitLMForCausalLM, context: torch.Tensor, noise: torch.Tensor, K: int, omega: float, high: float
+) -> list[int]:
+    """The article's sampler, step by step, for one block; guided up to the noise level ``high``."""
     A = noise[None]
     for k in range(K, 0, -1):
         t = torch.tensor([[k / K]])
         estimate = torch.tanh(log_odds(model, A, t, prepare(model, context)) / 2)
         null = torch.tanh(log_odds(model, A, t, prepare_null(model, 1)) / 2)
-        estimate = null + omega * (estimate - null)
+        if k / K <= high:
+            estimate = null + omega * (estimate - null)
         ratio = (k - 1) / k
         A = ratio * A + (1 - ratio) * estimate
     values = [int("".join("1" if x > 0 else "0" for x in slot), 2) for slot in A[0].tolist()]
@@ -47,7 +50,13 @@ def plain_block(model: BitLMForCausalLM, context: torch.Tensor, noise: torch.Ten
 
 @torch.no_grad()
 def plain_generate(
-    model: BitLMForCausalLM, prompt: list[int], tokens: int, key: int = 0, K: int = 1, omega: float = 1.0
+    model: BitLMForCausalLM,
+    prompt: list[int],
+    tokens: int,
+    key: int = 0,
+    K: int = 1,
+    omega: float = 1.0,
+    high: float = 1.0,
 ) -> list[int]:
     m = model.config.block_size
     made: list[int] = []
@@ -56,32 +65,43 @@ def plain_generate(
         if model.config.head == "lm":
             made.append(int(model.head(context, model.model.embed_tokens.weight).argmax()))
         else:
-            made += plain_block(model, context, sample_noise(3, key, block, m, model.config.num_bits), K, omega)
+            noise = sample_noise(3, key, block, m, model.config.num_bits)
+            made += plain_block(model, context, noise, K, omega, high)
     made = made[:tokens]
     end = model.config.end_token_id
     return made[: made.index(end)] if end in made else made
 
 
 @pytest.mark.parametrize(
-    ("m", "K", "omega", "options"),
+    ("m", "K", "omega", "high", "options"),
     [
-        (4, 1, 1.0, {}),
-        (2, 4, 2.5, {}),
-        (4, 4, 1.0, {"slot_embedding": True}),
-        (2, 2, 2.5, {"denoiser": "matched_filter", "context_path": "direct", "slot_embedding": True}),
-        (4, 2, 2.0, {"denoiser": "codebook"}),
+        (4, 1, 1.0, 1.0, {}),
+        (2, 4, 2.5, 1.0, {}),
+        (4, 4, 1.0, 1.0, {"slot_embedding": True}),
+        (2, 2, 2.5, 1.0, {"denoiser": "matched_filter", "context_path": "direct", "slot_embedding": True}),
+        (4, 2, 2.0, 1.0, {"denoiser": "codebook"}),
+        (2, 3, 3.0, 0.5, {"denoiser": "codebook"}),
+        (4, 4, 2.5, 0.8, {"denoiser": "matched_filter"}),
     ],
 )
 def test_cache_equals_recomputation_for_every_prompt_length(
-    build: Build, m: int, K: int, omega: float, options: dict
+    build: Build, m: int, K: int, omega: float, high: float, options: dict
 ) -> None:
     model = build(block_size=m, **options)
     made = set()
     for prompt in PROMPTS[: 2 * m + 1]:
         output = model.generate(
-            [prompt], max_new_tokens=9, num_steps=K, guidance_scale=omega, seed=3, example_ids=[len(prompt)]
+            [prompt],
+            max_new_tokens=9,
+            num_steps=K,
+            guidance_scale=omega,
+            guidance_high=high,
+            seed=3,
+            example_ids=[len(prompt)],
         )
-        assert output.ids == [plain_generate(model, prompt, 9, len(prompt), K, omega)]
+        assert output.ids == [plain_generate(model, prompt, 9, len(prompt), K, omega, high)]
+        guided = sum(k / K <= high for k in range(1, K + 1)) if omega != 1 else 0
+        assert output.calls == [(K + guided) * output.blocks[0]]
         made.add(tuple(output.ids[0]))
     assert len(made) > 2  # the prompts do matter
 
