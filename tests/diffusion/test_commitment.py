@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -24,6 +25,7 @@ class Exact:
 
     joint: torch.Tensor
     null: torch.Tensor | None = None
+    keeps: bool = False
     calls: list[int] = field(default_factory=list)
 
     def __call__(self, noisy: torch.Tensor, t: torch.Tensor, guided: bool) -> TablePosterior:
@@ -41,6 +43,22 @@ class Exact:
         fits = ((decode(noisy, 4)[:, None] == WORDS) | ~clean).all(-1)  # [n, w]
         weights = joint * fits
         return TablePosterior((torch.einsum("nw,wmv->nmv", weights, MEMBER) / weights.sum(1)[:, None, None]).log(), B)
+
+    def walk(self, guided: bool) -> Callable[[torch.Tensor, int], TablePosterior] | None:
+        """The same along the slots, for a denoiser that ``keeps`` the clean ones."""
+        if not self.keeps:
+            return None
+        seen = torch.empty(len(self.joint), 0, dtype=torch.long)
+
+        def posterior(ids: torch.Tensor, count: int) -> TablePosterior:
+            nonlocal seen
+            seen = torch.cat([seen, ids], dim=1)
+            start, m = seen.shape[1], M - seen.shape[1]
+            noisy = torch.cat([encode(seen, B), torch.zeros(len(seen), m, B)], dim=1)
+            t = torch.cat([torch.zeros(1, start), torch.ones(1, m)], dim=1)
+            return TablePosterior(self(noisy, t, guided).log_p[:, start : start + count], B)
+
+        return posterior
 
     def keep(self, rows: torch.Tensor) -> "Exact":
         return replace(self, joint=self.joint[rows], null=None if self.null is None else self.null[rows])
@@ -110,11 +128,12 @@ SAMPLERS = [
 ]
 
 
+@pytest.mark.parametrize("keeps", [False, True])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_block_is_that_of_a_loop_over_slots(sampler: Commitment) -> None:
+def test_every_block_is_that_of_a_loop_over_slots(sampler: Commitment, keeps: bool) -> None:
     n = 60
     noise, uniform = draw(n)
-    exact = Exact(sources(n), sources(n, seed=1) if sampler.guided else None)
+    exact = Exact(sources(n), sources(n, seed=1) if sampler.guided else None, keeps)
     made = sampler(exact, noise, uniform, trace=True)
     expected = [
         loop(exact.joint[i], sampler, uniform[i].tolist(), exact.null[i] if sampler.guided else None) for i in range(n)
@@ -147,10 +166,14 @@ def chi_square(made: Sampled, expected: torch.Tensor) -> float:
 CRITICAL = 80 + 4 * math.sqrt(2 * 80)  # mean and deviation of χ² with 80 degrees of freedom; passed once in 7,000
 
 
-@pytest.mark.parametrize(("order", "threshold"), [("left", None), ("surest", None), ("left", 1.0)])
-def test_one_by_one_at_temperature_one_samples_the_source(order: str, threshold: float | None) -> None:
+@pytest.mark.parametrize(
+    ("order", "threshold", "keeps"),
+    [("left", None, False), ("surest", None, False), ("left", 1.0, False), ("left", None, True)],
+)
+def test_one_by_one_at_temperature_one_samples_the_source(order: str, threshold: float | None, keeps: bool) -> None:
     n, source = 30_000, sources(1, seed=5, sharpness=0.7)
-    made = Commitment(M, order, threshold=threshold, temperature=1.0)(Exact(source.expand(n, -1)), *draw(n))
+    exact = Exact(source.expand(n, -1), keeps=keeps)
+    made = Commitment(M, order, threshold=threshold, temperature=1.0)(exact, *draw(n))
     assert chi_square(made, source[0]) < CRITICAL
     assert made.calls.tolist() == [M] * n
 
