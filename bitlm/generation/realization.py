@@ -60,7 +60,10 @@ def _diffusion_realizer(model: GenerativeModel, sampling: Sampling) -> Realize:
         constants = model.sampling_constants(levels[:, None, None].expand(-1, 1, m), guided=sampler.guided)
 
     def realize(context_rmD: Tensor, keys: list[int], block: int) -> Realized:
-        noise_rmB = torch.stack([sample_noise(sampling.seed, key, block, m, B) for key in keys]).to(device)
+        if constants.ends is None or sampling.trace:
+            noise_rmB = torch.stack([sample_noise(sampling.seed, key, block, m, B) for key in keys]).to(device)
+        else:  # a walk is told nothing of pure noise
+            noise_rmB = torch.zeros(len(keys), m, B, device=device)
         uniform_rm = None
         if sampler.draws:
             positions = range(block * m, block * m + m)

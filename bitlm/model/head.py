@@ -53,7 +53,9 @@ class DiffusionHead(nn.Module):
     def walk_constants(self, embedding: Tensor, guided: bool) -> HeadConstants:
         """The same for ``behind_prefix``, block by block."""
         null = self.prepare(self.null_context[None]) if guided else None
-        return replace(self.constants(embedding, tables=False), ends=self._ends(), null=null)
+        ends, network = self._ends(), self.network
+        modulations = network.modulate(ends, ends) if network.path == "attention" else None
+        return replace(self.constants(embedding, tables=False), ends=ends, modulations=modulations, null=null)
 
     def prepare(self, context_nmD: Tensor) -> BlockState:
         """C → what n blocks need of it."""
@@ -87,7 +89,7 @@ class DiffusionHead(nn.Module):
         def states(features_nmH: Tensor | None) -> Tensor:
             x_nmH = network.input(shown_nmB.to(block.condition.dtype)) + network.slot_embedding
             x_nmH = x_nmH if features_nmH is None else x_nmH + features_nmH
-            return network(x_nmH, time, block.condition, block.memory, mask)
+            return network(x_nmH, network.modulate(time, block.condition), block.condition, block.memory, mask)
 
         return self.readout(states, self.readout.evidence(noisy_nmB, t, block), constants, block, told)
 
@@ -111,8 +113,12 @@ class DiffusionHead(nn.Module):
             x_ncH = x_ncH + self.readout.codebook.feature(known_ncR)
         x_nsH = torch.cat([x_ncH, network.input.bias.expand(n, q, -1)], dim=1) + network.slot_embedding[shown.slots]
         condition_nsH = block.condition[:, shown.slots]
-        time_1sH = (self._ends() if constants.ends is None else constants.ends)[:, shown.levels]
-        hidden_nsH = network(x_nsH, time_1sH, condition_nsH, block.memory, shown.mask, kept, keep=c)
+        if constants.modulations is not None:
+            modulations = [of_ends[:, shown.levels] for of_ends in constants.modulations]
+        else:
+            ends = self._ends() if constants.ends is None else constants.ends
+            modulations = network.modulate(ends[:, shown.levels], condition_nsH)
+        hidden_nsH = network(x_nsH, modulations, condition_nsH, block.memory, shown.mask, kept, keep=c)
         known_npR = known_ncR if kept is None else kept.add(c, known_ncR)
         return self.readout.behind_prefix(hidden_nsH[:, c:], known_npR, shown, constants, block)
 

@@ -124,30 +124,36 @@ class HeadNetwork(nn.Module):
         parts = self.memory(context_nmD).unflatten(-1, (len(self.layers), 2, self.num_heads, self.head_dim))
         return parts.permute(0, 2, 3, 4, 1, 5)
 
+    def modulate(self, time_nsH: Tensor, condition_nsH: Tensor) -> list[Tensor]:
+        """``embed_time(t)`` (one row may serve all n blocks) and ``condition(C)`` → the parameters of the adaptive
+        norms: of each group of layers [n or 1, s, 6H], and at last of the final norm [n or 1, s, 2H]. On the path
+        ``attention`` C has no part in them."""
+        modulated_by = F.silu(time_nsH if self.path == "attention" else time_nsH + condition_nsH)
+        return [linear(modulated_by) for linear in (*self.modulations, self.final_modulation)]
+
     def forward(
         self,
         x_nsH: Tensor,
-        time_nsH: Tensor,
+        modulations: list[Tensor],
         condition_nsH: Tensor,
         memory: Tensor | None = None,
         mask: Tensor | None = None,
         kept: KeptSlots | None = None,
         keep: int = 0,
     ) -> Tensor:
-        """What is shown of each slot [n, s, H], ``embed_time(t)`` (one row may serve all n blocks), ``condition(C)`` of
-        the slots and ``remember(C)`` → hidden states [n, s, H].
+        """What is shown of each slot [n, s, H], ``modulate(…)``, ``condition(C)`` of the slots and ``remember(C)`` →
+        hidden states [n, s, H].
 
         ``mask`` [n or 1, s, slots] says which slots each one sees, None: all; C is seen by all. The ``kept`` slots
         stand before these s; afterwards it also holds the first ``keep`` of them.
         """
         if self.path != "norm":
             x_nsH = x_nsH + condition_nsH
-        modulated_by = F.silu(time_nsH if self.path == "attention" else time_nsH + condition_nsH)
         if mask is not None:
             mask = F.pad(mask, (0 if memory is None else memory.shape[-2], 0), value=True)[:, None]
         for i, layer in enumerate(self.layers):
             if i % LAYERS_PER_MODULATION == 0:
-                modulation = self.modulations[i // LAYERS_PER_MODULATION](modulated_by).chunk(6, dim=-1)
+                modulation = modulations[i // LAYERS_PER_MODULATION].chunk(6, dim=-1)
             further = None if memory is None else (memory[:, i, 0], memory[:, i, 1])
             if kept is not None and len(kept.layers) > i:
                 further = kept.layers[i]  # begins with C's
@@ -157,5 +163,5 @@ class HeadNetwork(nn.Module):
                 if further is not None:
                     grown = tuple(torch.cat(pair, dim=2) for pair in zip(further, grown, strict=True))
                 kept.layers[i : i + 1] = [grown]
-        scale, shift = self.final_modulation(modulated_by).chunk(2, dim=-1)
+        scale, shift = modulations[-1].chunk(2, dim=-1)
         return torch.addcmul(shift, self.final_norm(x_nsH), 1 + scale)

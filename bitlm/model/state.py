@@ -72,7 +72,8 @@ class HeadConstants:
     codes: φ [V, B]. log_unigram: log u [V].
     null: for guidance, one block whose C is the null condition.
     times: for a sampler, the embedding of each step's noise levels, [K, 1, m, H].
-    ends: for clean prefixes, the embedding of t = 0 and of t = 1, [1, 2, H].
+    ends: for clean prefixes, the embedding of t = 0 and of t = 1, [1, 2, H]; modulations: what the network makes of
+        it, where C has no part in that.
     """
 
     embedding: Tensor | None = None
@@ -82,3 +83,4 @@ class HeadConstants:
     null: BlockState | None = None
     times: Tensor | None = None
     ends: Tensor | None = None
+    modulations: list[Tensor] | None = None
