@@ -308,6 +308,9 @@ def plain_commit(
         ({"denoiser": "codebook"}, 1.0, None),
         ({"denoiser": "matched_filter", "context_path": "direct"}, 0.6, 2.0),
         ({"denoiser": "codebook"}, 0.0, 3.0),
+        ({"denoiser": "codebook", "attention": "causal"}, 0.0, None),
+        ({"denoiser": "codebook", "attention": "causal"}, 1.0, 2.0),
+        ({"denoiser": "matched_filter", "attention": "causal"}, 1.0, None),
     ],
 )
 def test_commitment_is_a_loop_over_tokens(build: Build, options: dict, temperature: float, omega: float | None) -> None:
