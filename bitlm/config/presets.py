@@ -12,6 +12,7 @@ from bitlm.config.stages import (
     EvaluateConfig,
     FinetuneConfig,
     HeadConfig,
+    Mask,
     ModelConfig,
     PretrainConfig,
     PromptConfig,
@@ -30,21 +31,31 @@ REVISIONS = {
 def tiny() -> Sections:
     """The English text already on the machine; minutes on two CPU cores.
 
-    Instead of the article's choices, it has those with which a small diffusion head learns most in the same time: the
-    codebook, a uniform noise level of its own for every slot, and the backbone of the LM head as the start.
+    Instead of the article's choices, it has those with which a small diffusion head learns most from the same tokens:
+    the codebook, C as keys and values, causal attention and a causal mask, so that blocks that begin anywhere teach the
+    chain of their slots, and the backbone of the LM head as the start. A quarter of the blocks also learns from noise,
+    for the descent. Slots land one after the other on their most probable token.
     """
-    diffusion = DiffusionConfig(loss="token", t_distribution="uniform", slot_noise=1)
-    return _tiny({"denoiser": "codebook"}, diffusion, init_from="lm", stagger=0.5)
+    diffusion = DiffusionConfig(
+        loss="token", t_distribution="uniform", slot_noise=1, noise_share=0.25, chain_slots=1, block_offsets=4
+    )
+    head = HeadConfig(num_layers=2, head_dim=32, denoiser="codebook", context_path="attention", attention="causal")
+    evaluate = EvaluateConfig(sampler="commit", examples=200, execution={"cpus_per_actor": 2})
+    return _tiny(head, diffusion, evaluate, mask="causal", init_from="lm")
 
 
 def tiny_article() -> Sections:
     """``tiny`` with the choices of the article and of BitDance: the direct denoiser, to which C comes through adaptive
-    norms alone, the velocity loss, and random start weights.
+    norms alone, the velocity loss, the descent, and random start weights.
     """
-    return _tiny({}, DiffusionConfig(), init_from=None, stagger=0.0)
+    head = HeadConfig(num_layers=3, head_dim=32)
+    evaluate = EvaluateConfig(examples=200, execution={"cpus_per_actor": 2})
+    return _tiny(head, DiffusionConfig(), evaluate, mask="block", init_from=None)
 
 
-def _tiny(head: dict[str, str], diffusion: DiffusionConfig, *, init_from: str | None, stagger: float) -> Sections:
+def _tiny(
+    head: HeadConfig, diffusion: DiffusionConfig, evaluate: EvaluateConfig, *, mask: Mask, init_from: str | None
+) -> Sections:
     training = {
         "warmup_steps": 40,
         "diffusion": diffusion,
@@ -63,7 +74,8 @@ def _tiny(head: dict[str, str], diffusion: DiffusionConfig, *, init_from: str | 
             head_dim=32,
             ffn_size=512,
             initialization="scaled",
-            head=HeadConfig(num_layers=3, head_dim=32, **head),
+            mask=mask,
+            head=head,
         ),
         prompt=PromptConfig(max_prompt_tokens=128, max_summary_tokens=24),
         pretrain=PretrainConfig(
@@ -81,7 +93,7 @@ def _tiny(head: dict[str, str], diffusion: DiffusionConfig, *, init_from: str | 
         finetune=FinetuneConfig(
             batch_size=16, steps=150, learning_rate=1e-3, validate_every=50, validation_batches=4, **training
         ),
-        evaluate=EvaluateConfig(examples=200, stagger=stagger, execution={"cpus_per_actor": 2}),
+        evaluate=evaluate,
     )
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from bitlm.config import PRESETS, EvaluateConfig, PipelineConfig, configure
+from bitlm.config import PRESETS, DiffusionConfig, EvaluateConfig, PipelineConfig, configure
 from bitlm.config.overrides import keys, validate
 from bitlm.errors import ConfigError
 
@@ -36,7 +36,7 @@ def test_scales_have_qwen3_shapes(preset):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_article_settings_are_the_defaults(preset):
     config = configure(preset)
-    assert config.evaluate.sampler_name.startswith("descent K=15 ω=9")
+    assert EvaluateConfig().sampler_name.startswith("descent K=15 ω=9")
     assert (
         config.pretrain.diffusion.t_mean,
         config.pretrain.diffusion.t_std,
@@ -173,19 +173,23 @@ def test_a_codebooks_rank_needs_a_codebook():
 @pytest.mark.parametrize("preset", ["tiny-article", *QWEN3])
 def test_the_articles_choices_are_those_of_every_preset_but_tiny(preset):
     config = configure(preset)
-    assert (config.model.head.denoiser, config.model.head.context_path) == ("direct", "norm")
+    head = config.model.head
+    assert (head.denoiser, head.context_path, head.attention, config.model.mask) == ("direct", "norm", "full", "block")
     assert not config.model.slot_embedding
     assert config.pretrain.init_from is None
     assert config.evaluate.sampler_identity() == EvaluateConfig().sampler_identity()
     for stage in (config.pretrain, config.finetune):
-        assert (stage.diffusion.loss, stage.diffusion.slot_noise, stage.optimizer) == ("velocity", 0, "adamw")
+        assert (stage.diffusion, stage.optimizer) == (DiffusionConfig(), "adamw")
+        assert (stage.diffusion.loss, stage.diffusion.slot_noise, stage.diffusion.chain_slots) == ("velocity", 0, 0)
 
 
 def test_tiny_and_tiny_article_are_assignments_apart():
-    assignments = ["model.head.denoiser=codebook", "pretrain.init_from=lm", "evaluate.stagger=0.5"]
-    for stage in ("pretrain", "finetune"):
-        levels = ("loss=token", "t_distribution=uniform", "slot_noise=1")
-        assignments += [f"{stage}.diffusion.{setting}" for setting in levels]
+    assignments = ["model.mask=causal", "pretrain.init_from=lm", "evaluate.sampler=commit"]
+    head = ("denoiser=codebook", "context_path=attention", "attention=causal", "num_layers=2")
+    assignments += [f"model.head.{setting}" for setting in head]
+    levels = ("loss=token", "t_distribution=uniform", "slot_noise=1", "noise_share=0.25")
+    chain = ("chain_slots=1", "block_offsets=4")
+    assignments += [f"{stage}.diffusion.{one}" for stage in ("pretrain", "finetune") for one in (*levels, *chain)]
     assert configure("tiny-article", assignments).model_dump(exclude={"preset"}) == configure("tiny").model_dump(
         exclude={"preset"}
     )

@@ -60,6 +60,7 @@ EXAMPLES = [
     for i in range(10)
 ]
 SETTINGS = [
+    "evaluate.sampler=descent",
     "evaluate.num_steps=3",
     "evaluate.guidance_scale=2.0",
     "evaluate.guidance_form=logit",
