@@ -33,13 +33,13 @@ def tiny() -> Sections:
 
     Instead of the article's choices, it has those with which a small diffusion head learns most from the same tokens:
     the codebook, C as keys and values, causal attention and a causal mask, so that blocks that begin anywhere teach the
-    chain of their slots, and the backbone of the LM head as the start. A quarter of the blocks also learns from noise,
+    chain of their slots, and the backbone of the LM head as the start. One block in eight also learns from noise,
     for the descent. Slots land one after the other on their most probable token.
     """
     diffusion = DiffusionConfig(
-        loss="token", t_distribution="uniform", slot_noise=1, noise_share=0.25, chain_slots=1, block_offsets=4
+        loss="token", t_distribution="uniform", slot_noise=1, noise_share=0.125, chain_slots=1, block_offsets=4
     )
-    head = HeadConfig(num_layers=2, head_dim=32, denoiser="codebook", context_path="attention", attention="causal")
+    head = HeadConfig(num_layers=1, head_dim=32, denoiser="codebook", context_path="attention", attention="causal")
     evaluate = EvaluateConfig(sampler="commit", examples=200, execution={"cpus_per_actor": 2})
     return _tiny(head, diffusion, evaluate, mask="causal", init_from="lm")
 

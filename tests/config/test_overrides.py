@@ -185,9 +185,9 @@ def test_the_articles_choices_are_those_of_every_preset_but_tiny(preset):
 
 def test_tiny_and_tiny_article_are_assignments_apart():
     assignments = ["model.mask=causal", "pretrain.init_from=lm", "evaluate.sampler=commit"]
-    head = ("denoiser=codebook", "context_path=attention", "attention=causal", "num_layers=2")
+    head = ("denoiser=codebook", "context_path=attention", "attention=causal", "num_layers=1")
     assignments += [f"model.head.{setting}" for setting in head]
-    levels = ("loss=token", "t_distribution=uniform", "slot_noise=1", "noise_share=0.25")
+    levels = ("loss=token", "t_distribution=uniform", "slot_noise=1", "noise_share=0.125")
     chain = ("chain_slots=1", "block_offsets=4")
     assignments += [f"{stage}.diffusion.{one}" for stage in ("pretrain", "finetune") for one in (*levels, *chain)]
     assert configure("tiny-article", assignments).model_dump(exclude={"preset"}) == configure("tiny").model_dump(
