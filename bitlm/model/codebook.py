@@ -85,9 +85,9 @@ class Codebook(nn.Module):
             return replace(block, scores=_scores(block.query, constants), query=None)
         return block
 
-    def scores_of(self, block: BlockState, constants: HeadConstants) -> Tensor:
-        """E_y·q + log u_y of the block's tokens, [n, m, c]."""
-        return _scores(block.query, constants) if block.scores is None else block.scores
+    def score(self, query: Tensor, constants: HeadConstants) -> Tensor:
+        """q [..., D] → E_y·q + log u_y of all V tokens, [..., V] float32."""
+        return _scores(query, constants)
 
     def rows_of(self, ids: Tensor, constants: HeadConstants) -> Tensor:
         """√R·R_y, the mean row of a token that is known, [..., R]."""

@@ -83,7 +83,8 @@ class TokenPosterior:
         conditional, null = self.block.halves()
         halves = [tensor.chunk(2) for tensor in tensors]
 
-        def of_both(scores: Tensor, rows: Tensor, codes: Tensor, null_scores: Tensor, *more: Tensor) -> Any:
+        def of_both(scores: Tensor, rows: Tensor, codes: Tensor, null_told: Tensor, *more: Tensor) -> Any:
+            null_scores = self.codebook.score(null_told, self.constants) if null.scores is None else null_told
             given = dict(zip(names, more[:width], strict=True))
             of_null = dict(zip(names, more[width : 2 * width], strict=True))
             log_p = posterior_scores(scores, rows, codes, **given).log_softmax(-1)
@@ -91,9 +92,9 @@ class TokenPosterior:
             return reduce(torch.lerp(null_log_p, log_p, self.scale), codes, *more[2 * width :])
 
         of_halves = [half[0] for half in halves], [half[1] for half in halves]
-        null_scores = self.codebook.scores_of(null, self.constants)
+        null_told = null.query if null.scores is None else null.scores
         return self.codebook.over_tokens(
-            of_both, self.constants, conditional, null_scores, *of_halves[0], *of_halves[1], *slots
+            of_both, self.constants, conditional, null_told, *of_halves[0], *of_halves[1], *slots
         )
 
 
