@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import model_validator
 
-from bitlm.config import sampler
+from bitlm.config import losses, sampler
 from bitlm.config.frozen import Frozen
 from bitlm.config.stages import (
     CorpusConfig,
@@ -86,36 +86,11 @@ def _head_fits_backbone(config: Sections) -> None:
     config.model.head.check(config.model.hidden_size, "model.head.")
 
 
-def _chain_has_causal_attention(config: Sections) -> None:
+def _losses_fit_model(config: Sections) -> None:
+    model = config.model
     for key, stage in _trainings(config):
-        diffusion, head = stage.diffusion, config.model.head
-        if diffusion.chain_slots and head.attention != "causal":
-            raise ValueError(
-                f"{key}.diffusion.chain_slots = {diffusion.chain_slots} needs model.head.attention = causal, so that "
-                "one pass serves all prefixes"
-            )
-        if diffusion.chain_slots > config.model.block_size:
-            raise ValueError(
-                f"{key}.diffusion.chain_slots = {diffusion.chain_slots} is more than model.block_size = "
-                f"{config.model.block_size}"
-            )
-        offsets = diffusion.block_offsets
-        if offsets > config.model.block_size:
-            raise ValueError(
-                f"{key}.diffusion.block_offsets = {offsets} is more than model.block_size = {config.model.block_size}"
-            )
-        if offsets > 1 and (config.model.mask != "causal" or diffusion.chain_slots == 0):
-            raise ValueError(
-                f"{key}.diffusion.block_offsets = {offsets} needs model.mask = causal and "
-                f"{key}.diffusion.chain_slots of 1 or more"
-            )
-        if diffusion.chain_slots == 0 and diffusion.noise_share == 0:
-            raise ValueError(f"{key}.diffusion.noise_share = 0 leaves nothing to learn without chain_slots")
-        if diffusion.next_token_weight and (config.model.mask, head.denoiser) != ("causal", "codebook"):
-            raise ValueError(
-                f"{key}.diffusion.next_token_weight = {diffusion.next_token_weight} needs model.mask = causal and "
-                "model.head.denoiser = codebook"
-            )
+        place = losses.Place(f"{key}.diffusion.", "model.", "model.head.")
+        losses.check(stage.diffusion, model.head, model.mask, model.block_size, place)
 
 
 def _bits_cover_vocabulary(config: Sections) -> None:
@@ -166,7 +141,7 @@ CHECKS: tuple[Callable[[Sections], None], ...] = (
     _summary_is_whole_blocks,
     _key_value_heads_divide_heads,
     _head_fits_backbone,
-    _chain_has_causal_attention,
+    _losses_fit_model,
     _bits_cover_vocabulary,
     _workers_divide_batch,
     _sampler_has_its_options,

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitlm.config import DiffusionConfig, losses
 from bitlm.errors import ConfigError
 from bitlm.model.config import BitLMConfig
 
@@ -31,6 +32,14 @@ def check_arguments(given: dict[str, Any]) -> None:
                 name, "it takes input_ids, attention_mask, labels, noise, loss_tokens and diffusion"
             )
             raise ConfigError(f"forward: {name} is not supported: {reason}")
+
+
+def check_losses(config: BitLMConfig, diffusion: DiffusionConfig) -> None:
+    """Raises ConfigError for losses that the model's diffusion head cannot compute."""
+    try:
+        losses.check(diffusion, config.diffusion_head, config.mask, config.block_size, losses.Place())
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def check_ids(config: BitLMConfig, input_ids: Any) -> None:

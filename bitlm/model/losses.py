@@ -4,6 +4,8 @@ Shape suffixes: b sequences, N blocks of a sequence, n blocks in a row, m slots,
 prefixes, e extra offsets at which blocks begin.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,17 @@ from bitlm.diffusion.process import corrupt
 from bitlm.model.head import DiffusionHead
 from bitlm.model.prefix import PrefixPass
 from bitlm.model.state import BlockState, HeadConstants
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Of b sequences, in blocks as generation begins them: C [b, N, m, D], ids [b, N, m], ``in_loss`` [b, N, m] True
+    for tokens that carry loss, ``visible`` [b, N, m] False on padding (None: there is none)."""
+
+    context: Tensor
+    ids: Tensor
+    in_loss: Tensor
+    visible: Tensor | None
 
 
 def slot_losses(
@@ -35,7 +48,7 @@ def slot_losses(
         return _noise_losses(head, block, constants, targets_nm, noise, diffusion)
     losses_nm = _chain_losses(head, block, constants, targets_nm, diffusion.chain_slots) / diffusion.block_offsets
     chosen = noise.learn.nonzero().flatten()
-    if noise.t.shape[1] and len(chosen):
+    if noise.t.shape[1]:  # also for no block: all ranks of a sharded head must make the same passes
         further_ndm = _noise_losses(
             head, block.select(chosen), constants, targets_nm[chosen], noise.select(chosen), diffusion
         )
@@ -44,40 +57,36 @@ def slot_losses(
 
 
 def shifted_losses(
-    head: DiffusionHead,
-    embedding: Tensor,
-    context_bNmD: Tensor,
-    ids_bNm: Tensor,
-    in_loss_bNm: Tensor,
-    offsets_be: Tensor,
-    diffusion: DiffusionConfig,
+    head: DiffusionHead, embedding: Tensor, sequences: Sequences, offsets_be: Tensor, diffusion: DiffusionConfig
 ) -> Tensor:
     """The chain of blocks that begin ``offsets`` tokens after those of generation, the sum over the tokens in the loss.
-    Behind a causal mask the m states before any token are a context like those before a block."""
-    b, N, m = ids_bNm.shape
-    places = torch.arange((N - 1) * m, device=ids_bNm.device)
-    rows_b11 = torch.arange(b, device=ids_bNm.device)[:, None, None]
+    Behind a causal mask the m states before any token are a context like those before a block. As everywhere, a block
+    with padding carries no loss."""
+    b, N, m = sequences.ids.shape
+    places = torch.arange((N - 1) * m, device=offsets_be.device)
+    rows_b11 = torch.arange(b, device=offsets_be.device)[:, None, None]
     places_bep = offsets_be[..., None] + places
 
     def of_blocks(tensor_bNm: Tensor) -> Tensor:
         """[b, N, m, ...] → [n, m, ...] of the shifted blocks"""
-        return tensor_bNm.flatten(1, 2)[rows_b11, places_bep].flatten(0, 2).unflatten(0, (-1, m))
+        shifted = tensor_bNm.flatten(1, 2)[rows_b11, places_bep].flatten(0, 2)
+        return shifted.unflatten(0, (len(shifted) // m, m))
 
-    in_loss_nm = of_blocks(in_loss_bNm)
+    in_loss_nm = of_blocks(sequences.in_loss)
+    if sequences.visible is not None:
+        in_loss_nm = in_loss_nm & of_blocks(sequences.visible).all(-1, keepdim=True)
     chosen = in_loss_nm.any(-1).nonzero().flatten()
-    block, targets_nm = head.prepare(of_blocks(context_bNmD)[chosen]), of_blocks(ids_bNm)[chosen]
+    block, targets_nm = head.prepare(of_blocks(sequences.context)[chosen]), of_blocks(sequences.ids)[chosen]
     constants = head.constants(embedding, tables=False)
     losses_nm = _chain_losses(head, block, constants, targets_nm, diffusion.chain_slots)
     return torch.where(in_loss_nm[chosen], losses_nm, 0).sum() / diffusion.block_offsets
 
 
-def next_token_losses(
-    head: DiffusionHead, embedding: Tensor, context_bNmD: Tensor, ids_bNm: Tensor, in_loss_bNm: Tensor
-) -> Tensor:
+def next_token_losses(head: DiffusionHead, embedding: Tensor, sequences: Sequences) -> Tensor:
     """-log p of the tokens that begin no block under the codebook's scores of the state before each, the sum over those
     in the loss. A causal mask shows a state nothing later."""
-    states = context_bNmD[:, 1:, :-1]  # of the places of the block before, each behind its token
-    targets, counted = ids_bNm[:, :-1, 1:], in_loss_bNm[:, :-1, 1:]
+    states = sequences.context[:, 1:, :-1]  # of the places of the block before, each behind its token
+    targets, counted = sequences.ids[:, :-1, 1:], sequences.in_loss[:, :-1, 1:]
     log_p = head.next_token(states.flatten(0, 1), embedding).log_prob(targets.flatten(0, 1))
     return torch.where(counted, -log_p.view(targets.shape), 0).sum()
 

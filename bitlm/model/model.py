@@ -19,9 +19,9 @@ from bitlm.model.backbone import attention_mask as build_mask
 from bitlm.model.config import BitLMConfig
 from bitlm.model.head import DiffusionHead, LanguageModelHead
 from bitlm.model.initialize import initialize_head, initialize_scaled
-from bitlm.model.inputs import check_arguments, check_ids, check_labels, check_like_ids, visible_tokens
+from bitlm.model.inputs import check_arguments, check_ids, check_labels, check_like_ids, check_losses, visible_tokens
 from bitlm.model.interface import BitLMPreTrainedModel, check_attention
-from bitlm.model.losses import next_token_losses, shifted_losses, slot_losses
+from bitlm.model.losses import Sequences, next_token_losses, shifted_losses, slot_losses
 from bitlm.model.state import HeadConstants
 
 DEFAULT_DIFFUSION = DiffusionConfig()
@@ -121,7 +121,12 @@ class BitLMForCausalLM(GenerationMixin, BitLMPreTrainedModel):
         L, m = input_ids.shape[1], self.config.block_size
         visible_bS = None if visible_bL is None else F.pad(visible_bL[:, : L - m], (m, 0), value=True)
         fed_bSD = self._with_start(input_ids[:, : L - m], visible_bS)
-        return self._hidden_states(fed_bSD, visible_bS).unflatten(1, (L // m, m))
+        context_bNmD = self._hidden_states(fed_bSD, visible_bS).unflatten(1, (L // m, m))
+        if visible_bS is None:
+            return context_bNmD
+        # Behind a causal mask the places of a block of padding see all of the start block, those of the latter do not.
+        told_bN = visible_bS.unflatten(1, (L // m, m)).any(-1)
+        return torch.where(told_bN[..., None, None], context_bNmD, context_bNmD[:, :1])
 
     def next_context(self, input_ids: Tensor, visible: Tensor | None, cache: Cache) -> Tensor:
         """Feed ids [r, q] and return C [r, m, D] of the block that follows them.
@@ -192,6 +197,8 @@ class BitLMForCausalLM(GenerationMixin, BitLMPreTrainedModel):
         self.check_unchanged()
         check_arguments(unsupported)
         check_ids(self.config, input_ids)
+        if self.config.head == "diffusion":
+            check_losses(self.config, diffusion)
         input_ids = input_ids.long()
         visible_bL = None if attention_mask is None else visible_tokens(attention_mask, input_ids)
         in_loss_bNm = self._in_loss(input_ids, visible_bL, labels, loss_tokens)  # None: all tokens
@@ -212,8 +219,9 @@ class BitLMForCausalLM(GenerationMixin, BitLMPreTrainedModel):
             losses_ndm = slot_losses(self.head, embedding, context_nmD, targets_nm, of_blocks, diffusion)
         output = _collect(losses_ndm, in_loss_bNm, (b, N))
         if self.config.head == "diffusion":
-            all_blocks = context_bNmD, input_ids.view(b, N, m), output.in_loss
-            self._add_further_losses(output, *all_blocks, noise.offsets, diffusion)
+            visible_bNm = None if visible_bL is None else visible_bL.view(b, N, m)
+            sequences = Sequences(context_bNmD, input_ids.view(b, N, m), output.in_loss, visible_bNm)
+            self._add_further_losses(output, sequences, noise.offsets, diffusion)
         return output
 
     def token_nll(self, context: Tensor, targets: Tensor) -> Tensor:
@@ -222,20 +230,16 @@ class BitLMForCausalLM(GenerationMixin, BitLMPreTrainedModel):
         return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
 
     def _add_further_losses(
-        self,
-        output: BitLMOutput,
-        context_bNmD: Tensor,
-        ids_bNm: Tensor,
-        in_loss_bNm: Tensor,
-        offsets_be: Tensor,
-        diffusion: DiffusionConfig,
+        self, output: BitLMOutput, sequences: Sequences, offsets_be: Tensor, diffusion: DiffusionConfig
     ) -> None:
         """Of blocks that generation does not begin, and of single tokens: both need the causal mask."""
-        blocks = self.head, self.model.embed_tokens.weight, context_bNmD, ids_bNm, in_loss_bNm
+        embedding = self.model.embed_tokens.weight
         if offsets_be.shape[1]:
-            output.loss_sum = output.loss_sum + shifted_losses(*blocks, offsets_be, diffusion)
+            of_blocks = shifted_losses(self.head, embedding, sequences, offsets_be, diffusion)
+            output.loss_sum = output.loss_sum + of_blocks
         if diffusion.next_token_weight:
-            output.loss_sum = output.loss_sum + diffusion.next_token_weight * next_token_losses(*blocks)
+            of_tokens = next_token_losses(self.head, embedding, sequences)
+            output.loss_sum = output.loss_sum + diffusion.next_token_weight * of_tokens
         output.loss = output.loss_sum / output.loss_count.clamp(min=1)
 
     def _in_loss(

@@ -105,3 +105,85 @@ def test_uniform_levels() -> None:
     shares = torch.histc(t, bins=10, min=0, max=1) / t.numel()
     assert shares.tolist() == pytest.approx([0.1] * 10, abs=5 * (0.09 / t.numel()) ** 0.5)
     assert 0 < t.min() < t.max() < 1
+
+
+def drawn(**options) -> Noise:
+    return block_noise(NoiseKeys(1, range(20), [0] * 20), BlockShape(400, 4, 3), DiffusionConfig(**options))
+
+
+def share(chosen: torch.Tensor, expected: float) -> None:
+    found = chosen.float().mean().item()
+    assert found == pytest.approx(expected, abs=5 * (expected * (1 - expected) / chosen.numel()) ** 0.5)
+
+
+def test_a_share_of_the_draws_is_a_clean_prefix_and_pure_noise() -> None:
+    """Every length is as likely as every other; the other draws stay as they were."""
+    options = {"noise_draws": 2, "slot_noise": 0.5}
+    noise, before = drawn(**options, prefix_share=0.3), drawn(**options)
+    assert noise.t.shape == (20, 400, 2, 4)
+    assert torch.equal(noise.eps, before.eps)
+    ends = ((noise.t == 0) | (noise.t == 1)).all(-1)
+    share(ends, 0.3)
+    assert torch.equal(noise.t[~ends], before.t[~ends])
+    clean = (noise.t[ends] == 0).sum(-1)
+    assert torch.equal(noise.t[ends], (torch.arange(4) >= clean[:, None]).float())
+    for length in range(4):
+        share(clean == length, 0.25)
+    alone = drawn(prefix_share=0.3).t  # without slot noise: a level that the slots share, or a prefix
+    assert alone.shape == (20, 400, 1, 4)
+    assert ((alone == alone[..., :1]).all(-1) | ((alone == 0) | (alone == 1)).all(-1)).all()
+
+
+def test_a_share_of_logit_normal_levels_is_uniform() -> None:
+    t = drawn(uniform_share=0.25, t_low=0.2, t_mean=-6.0, t_std=0.1).t
+    uniform = t > 0.1  # the others are near 0.0025
+    share(uniform, 0.25)
+    t = t[uniform]
+    assert 0.2 < t.min() < 0.21
+    assert 0.99 < t.max() < 1
+    shares = torch.histc(t, bins=8, min=0.2, max=1) / t.numel()
+    assert shares.tolist() == pytest.approx([0.125] * 8, abs=5 * (0.11 / t.numel()) ** 0.5)
+
+
+def test_uniform_levels_have_a_least_one() -> None:
+    t = drawn(t_distribution="uniform", t_low=0.4, slot_noise=1.0).t
+    assert 0.4 < t.min() < 0.401
+    assert t.mean().item() == pytest.approx(0.7, abs=5 * 0.6 / 12**0.5 / t.numel() ** 0.5)
+    assert torch.equal(drawn(t_distribution="uniform", uniform_share=0.5).t, drawn(t_distribution="uniform").t)
+
+
+def test_a_share_of_the_blocks_learns_from_its_draws() -> None:
+    share(drawn(noise_share=0.3).learn, 0.3)
+    assert drawn().learn.all()
+    nothing = drawn(noise_share=0.0, chain_slots=1, noise_draws=3)
+    assert nothing.eps.shape == (20, 400, 0, 4, 3)
+    assert nothing.t.shape[2] == 0
+    assert not nothing.learn.any()
+    share(nothing.drop, 0.1)
+
+
+def test_offsets_are_distinct_and_belong_to_the_sequence_and_its_epoch() -> None:
+    indices, diffusion = range(300), DiffusionConfig(block_offsets=3, noise_share=0.5)
+    noise = block_noise(NoiseKeys(1, indices, [2] * 300), BlockShape(2, 4, 3), diffusion)
+    assert noise.offsets.dtype == torch.int64
+    assert noise.offsets.shape == (300, 2)
+    assert ((noise.offsets >= 1) & (noise.offsets <= 3)).all()
+    assert (noise.offsets[:, 0] != noise.offsets[:, 1]).all()
+    for offset in range(1, 4):
+        share(noise.offsets[:, 0] == offset, 1 / 3)
+    for row in (0, 7, 299):
+        alone = block_noise(NoiseKeys(1, [row], [2]), BlockShape(2, 4, 3), diffusion)
+        assert torch.equal(alone.offsets[0], noise.offsets[row])
+        assert torch.equal(alone.learn[0], noise.learn[row])
+    for seed, epoch in ((1, 3), (2, 2)):
+        other = block_noise(NoiseKeys(seed, indices, [epoch] * 300), BlockShape(2, 4, 3), diffusion)
+        assert not torch.equal(other.offsets, noise.offsets)
+    every = block_noise(NoiseKeys(1, indices, [2] * 300), BlockShape(2, 4, 3), DiffusionConfig(block_offsets=4))
+    assert every.offsets.sort(-1).values.tolist() == [[1, 2, 3]] * 300
+
+
+def test_further_options_leave_the_draws_of_the_others_alone() -> None:
+    before = drawn(noise_draws=2)
+    after = drawn(noise_draws=2, prefix_share=0.0, noise_share=0.5, block_offsets=4, chain_slots=2, next_token_weight=1)
+    for one, other in zip((before.eps, before.t, before.drop), (after.eps, after.t, after.drop), strict=True):
+        assert torch.equal(one, other)

@@ -26,19 +26,21 @@ from bitlm.data.sources.files import SourceFile
 from bitlm.diffusion.bound import NoisePath, path_noise
 from bitlm.diffusion.noise import BlockShape, NoiseKeys, block_noise, sample_noise, token_uniform
 from bitlm.model import BitLMForCausalLM
+from bitlm.model.prefix import PrefixPass
 from bitlm.steps import steps
 from bitlm.storage import hub
 from bitlm.storage.hub import HubFile
 
 RECORDED = Path(__file__).parent / "recorded.json"
 TOLERANCE = 1e-4
-MARGIN = 0.02  # |value| of the least certain bit, or the lead of the likeliest token's logit
+MARGIN = 0.02  # |value| of the least certain bit, or the lead of the likeliest token's log p
 TRAININGS: dict[str, dict[str, Any]] = {
     "lm": {"head": "lm"},
     "lm-masked": {"head": "lm", "masked": True},
     "diffusion": {"head": "diffusion"},
     "codebook": {"head": "codebook"},
     "codebook-masked": {"head": "codebook", "masked": True},
+    "chain": {"head": "chain"},
 }
 OPTIONS = {"steps": 30, "validate_every": 10, "execution": {"checkpoint_every": 100}}
 FIGURES = ("loss", "grad_norm", "validation_nats_per_token", "validation_nats_per_slot")
@@ -47,6 +49,7 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "lm": {},
     "diffusion": {"num_steps": 8, "guidance_scale": 3.0},
     "codebook": {"num_steps": 6, "guidance_scale": 2.0, "stagger": 0.5},
+    "chain": {"sampler": "commit"},
 }
 HUB_FILES = [
     SourceFile(url="hf://x", path="train/0.parquet", split="train", format="parquet", bytes=5, etag="sha256:0"),
@@ -109,12 +112,14 @@ def _generated(folder: Path, name: str) -> list[dict[str, Any]]:
     m = model.config.block_size
     found = []
     for number, prompt in enumerate(PROMPTS):
-        trace = {"trace": True} if name != "lm" else {}
+        by_token = name == "lm" or "sampler" in SAMPLERS[name]
+        trace = {} if by_token else {"trace": True}
         output = model.generate([prompt], example_ids=[number], max_new_tokens=12, seed=5, **SAMPLERS[name], **trace)
         ids = output.ids[0]
         blocks = [ids[start : start + m] for start in range(0, len(ids), m)]
-        if name == "lm":
-            margins = _leads(model, prompt, ids)
+        if by_token:
+            leads = _leads(model, prompt, ids) if name == "lm" else _leads_in_blocks(model, prompt, ids)
+            margins = [min(leads[start : start + m]) for start in range(0, len(ids), m)]
         else:
             margins = [round(float(states[-1].abs().min()), 4) for states in output.states[0]]
         found.append({"blocks": blocks, "margins": margins[: len(blocks)]})
@@ -128,15 +133,36 @@ def _leads(model: BitLMForCausalLM, prompt: list[int], ids: list[int]) -> list[f
     return [round(float(a - b), 4) for a, b in best]
 
 
+@torch.no_grad()
+def _leads_in_blocks(model: BitLMForCausalLM, prompt: list[int], ids: list[int]) -> list[float]:
+    """Behind the clean slots before each one; what fills the last block has no part in that."""
+    m, V = model.config.block_size, model.config.vocab_size
+    padding, fill = -len(prompt) % m, -len(ids) % m
+    row = torch.tensor([[0] * padding + prompt + ids + [0] * fill])
+    mask = (torch.arange(row.shape[1]) >= padding).long()[None]
+    blocks = (len(ids) + fill) // m
+    block = model.head.prepare(model.compute_context(row, mask)[0, -blocks:])
+    clean = row.view(-1, m)[-blocks:, : m - 1]
+    posterior = model.head.behind_prefix(clean, PrefixPass.every(m, 1, row.device), model.head_constants(), block)
+    log_p = torch.stack([posterior.log_prob(torch.full((blocks, m), y)) for y in range(V)], dim=-1)
+    best = log_p.topk(2, dim=-1).values.flatten(0, 1)[: len(ids)]
+    return [round(float(a - b), 4) for a, b in best]
+
+
 def _draws() -> dict[str, list]:
     """A few numbers of every random stream: a training that goes on with another version must not see others."""
     found: dict[str, list] = {}
     for name, diffusion in {
         "train": DiffusionConfig(noise_draws=2, condition_dropout=0.5),
         "train, uniform, slots": DiffusionConfig(t_distribution="uniform", slot_noise=0.5),
+        "train, prefixes, offsets": DiffusionConfig(
+            prefix_share=0.3, uniform_share=0.3, noise_share=0.5, chain_slots=1, block_offsets=2
+        ),
     }.items():
         noise = block_noise(NoiseKeys(7, [5, 700_000_000_000], [2, 0]), BlockShape(3, 2, 2), diffusion)
         found[name] = [noise.eps.flatten().tolist(), noise.t.flatten().tolist(), noise.drop.flatten().tolist()]
+        if diffusion.chain_slots:
+            found[name] += [noise.learn.flatten().tolist(), noise.offsets.tolist()]
     noise, weights = path_noise(7, [5], BlockShape(2, 2, 2), NoisePath(3, 0.5))
     found["bound"] = [noise.eps.flatten().tolist(), noise.t.flatten().tolist(), weights.flatten().tolist()]
     found["sample"] = sample_noise(7, 5, 2, 2, 3).flatten().tolist()

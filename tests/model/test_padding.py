@@ -17,6 +17,7 @@ HEADS = [
     {"head": "lm"},
     {"context_path": "direct", "slot_embedding": True},
     {"denoiser": "codebook"},
+    {"denoiser": "codebook", "attention": "causal", "context_path": "attention", "mask": "causal"},
 ]
 NOISE = DiffusionConfig(noise_draws=2, condition_dropout=0.4)
 

@@ -1,6 +1,7 @@
 import math
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,12 +23,15 @@ from toy_training import (
     weights,
 )
 
+from bitlm.diffusion.bound import nats_per_token
+from bitlm.diffusion.chain import chain_per_token
 from bitlm.diffusion.noise import BlockShape, NoiseKeys, block_noise
 from bitlm.errors import BitLMError, ConfigError
 from bitlm.model.model import BitLMForCausalLM
 from bitlm.train.loop import train
 
-HEADS = ["diffusion", "codebook", "lm"]
+HEADS = ["diffusion", "codebook", "chain", "lm"]
+BFLOAT16_HEADS = ["diffusion", "codebook", "lm"]
 PARTS = {"micro_batch_size": 1}
 BFLOAT16 = {"precision": "bfloat16", "masked": True, "execution": PARTS}
 
@@ -42,6 +46,24 @@ def test_training_learns_and_writes_a_loadable_model(tmp_path: Path, head: str) 
     model = BitLMForCausalLM.load(tmp_path / "out" / "model")
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in weights(tmp_path).items())
     assert (tmp_path / "out" / "model" / "tokenizer.json").read_bytes() == b"{}"
+
+
+@pytest.mark.parametrize(("head", "kind"), zip(HEADS, ["bound", "chain", "chain", "exact"], strict=True))
+def test_a_validation_says_what_its_figure_is(tmp_path: Path, head: str, kind: str) -> None:
+    last = run(tmp_path, head=head, steps=1)[-1]
+    model, batches = BitLMForCausalLM.load(tmp_path / "out" / "model"), toy_setup(tmp_path, head=head).batches
+    validated = batches.validation(range(batches.validation_count))  # there are fewer than asked for
+    measure = chain_per_token if kind == "chain" else partial(nats_per_token, strata=4)
+    found = measure(model, [validated], seed=0)
+    assert last["validation_kind"] == kind
+    assert last["validation_nats_per_token"] == pytest.approx(found.mean, rel=1e-5)
+    assert last["validation_standard_error"] == pytest.approx(found.stderr, rel=1e-4)
+    assert ("validation_bound_nats_per_token" in last) == (kind == "chain")
+    if kind == "chain":
+        bound = nats_per_token(model, [validated], seed=0, strata=4)
+        assert last["validation_bound_nats_per_token"] == pytest.approx(bound.mean, rel=1e-5)
+    if head != "lm":
+        assert last["validation_nats_per_slot"] == pytest.approx([slot.mean for slot in found.slots], rel=1e-5)
 
 
 def test_bits_per_byte_is_nats_over_ln2_and_bytes(tmp_path: Path) -> None:
@@ -70,12 +92,13 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("diffusion", {"masked": True, "execution": PARTS}),
         ("lm", {"head": "lm"}),
         ("codebook", {"head": "codebook", "masked": True}),
+        ("chain", {"head": "chain", "masked": True, "execution": PARTS}),  # micro-batches without a block that learns
         ("begun", {}),
         ("muon", {"optimizer": "muon"}),
         ("whole", {**rising, "steps": 6}),
         ("resumed", {**rising, "steps": 4}),
         ("resumed", {**rising, "steps": 6, "initial_model": no_model}),
-        *((f"bfloat16-{head}", {"head": head, **BFLOAT16}) for head in HEADS),
+        *((f"bfloat16-{head}", {"head": head, **BFLOAT16}) for head in BFLOAT16_HEADS),
     ]
     run_ranks(2, [(folder / name, options) for name, options in trainings])
     return folder
@@ -87,6 +110,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("diffusion", True, {}),
         ("diffusion", True, PARTS),
         ("codebook", True, {}),
+        ("chain", True, {}),
         ("lm", False, {}),
         ("lm", False, PARTS),
     ],
@@ -116,7 +140,7 @@ def test_grad_norm_is_that_of_the_mean_loss_of_the_whole_batch(
     assert grad_norms(two_ranks / head)[0] == pytest.approx(norm, rel=1e-5)
 
 
-@pytest.mark.parametrize(("head", "masked"), [("diffusion", True), ("codebook", True), ("lm", False)])
+@pytest.mark.parametrize(("head", "masked"), [("diffusion", True), ("codebook", True), ("chain", True), ("lm", False)])
 def test_two_ranks_change_only_rounding(tmp_path: Path, two_ranks: Path, head: str, masked: bool) -> None:
     run(tmp_path, head=head, masked=masked)
     assert losses(two_ranks / head) == pytest.approx(losses(tmp_path), rel=1e-5)
@@ -141,7 +165,7 @@ def test_two_ranks_go_on_with_muon(tmp_path: Path, two_ranks: Path) -> None:
     assert validations(two_ranks / "muon") == pytest.approx(validations(tmp_path), rel=1e-3)
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", BFLOAT16_HEADS)
 def test_bfloat16_is_the_same_model_on_one_rank_and_on_two(tmp_path: Path, two_ranks: Path, head: str) -> None:
     """In equal micro-batches, whose gradients are summed in float32, only the order of that sum differs."""
     run(tmp_path / "exact", head=head, masked=True)
@@ -180,12 +204,12 @@ def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
     assert not same(tmp_path / "a", tmp_path / "b")
 
 
-@pytest.mark.parametrize("killed_at", [1, 5, 6])
-def test_resumed_is_bit_identical_to_undisturbed(tmp_path: Path, killed_at: int) -> None:
-    run(tmp_path / "whole")
+@pytest.mark.parametrize(("head", "killed_at"), [("diffusion", 1), ("diffusion", 5), ("diffusion", 6), ("chain", 4)])
+def test_resumed_is_bit_identical_to_undisturbed(tmp_path: Path, head: str, killed_at: int) -> None:
+    run(tmp_path / "whole", head=head)
     with pytest.raises(KeyboardInterrupt):
-        train(toy_setup(tmp_path / "cut"), report=stop_at(killed_at))
-    reported = run(tmp_path / "cut")
+        train(toy_setup(tmp_path / "cut", head=head), report=stop_at(killed_at))
+    reported = run(tmp_path / "cut", head=head)
     assert reported[0]["step"] == killed_at - (killed_at - 1) % 2
     assert same(tmp_path / "whole", tmp_path / "cut")
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")

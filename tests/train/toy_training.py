@@ -21,6 +21,15 @@ from bitlm.model.model import BitLMForCausalLM
 from bitlm.train.loop import Folders, Setup, train
 
 LENGTH, ROWS, VALIDATION_ROWS = 16, 24, 7
+CHAIN = {
+    "loss": "token",
+    "chain_slots": 2,
+    "block_offsets": 3,
+    "noise_share": 0.3,
+    "next_token_weight": 0.1,
+    "prefix_share": 0.3,
+    "uniform_share": 0.2,
+}
 
 
 class ToyBatches:
@@ -53,12 +62,15 @@ class ToyBatches:
 
 
 def toy_architecture(head: str) -> BitLMConfig:
-    """``head``: diffusion, lm, or codebook, the diffusion head with all of its own options."""
+    """``head``: diffusion, lm, codebook, the diffusion head over tokens with noise, or chain, behind clean prefixes."""
     options = {"head": head, "block_size": 1 if head == "lm" else 4}
     shape = {}
     if head == "codebook":
         options |= {"head": "diffusion", "slot_embedding": True}
         shape = {"denoiser": "codebook", "context_path": "direct", "codebook_rank": 16}
+    if head == "chain":
+        options |= {"head": "diffusion", "mask": "causal"}
+        shape = {"denoiser": "codebook", "context_path": "attention", "attention": "causal"}
     return BitLMConfig(
         **options,
         vocab_size=50,
@@ -79,7 +91,7 @@ def toy_architecture(head: str) -> BitLMConfig:
 def toy_model(head: str) -> BitLMForCausalLM:
     torch.manual_seed(0)
     model = BitLMForCausalLM(toy_architecture(head))
-    if head == "codebook":
+    if model.config.has_codebook:
         model.set_unigram(torch.arange(50))
     return model
 
@@ -106,6 +118,8 @@ def toy_setup(
     }
     if head == "codebook":
         defaults["diffusion"] = {"loss": "token", "slot_noise": 0.5}
+    if head == "chain":
+        defaults["diffusion"] = CHAIN
     return Setup(
         config=PretrainConfig(**{**defaults, **config, "execution": {"checkpoint_every": 2, **(execution or {})}}),
         architecture=toy_architecture(head),
