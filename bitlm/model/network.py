@@ -65,15 +65,21 @@ class HeadLayer(nn.Module):
         self.down = nn.Linear(hidden, width)
 
     def forward(
-        self, x_nsH: Tensor, modulation: tuple[Tensor, ...], further: tuple[Tensor, Tensor] | None, mask: Tensor | None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        self,
+        x_nsH: Tensor,
+        modulation: tuple[Tensor, ...],
+        further: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+        keep: bool,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """``further`` keys and values [n, heads, places, head_dim] stand before those of the slots.
-        ``mask`` [n or 1, 1, s, places + s] is True where a slot sees. Returns the slots, and their keys and values."""
+        ``mask`` [n or 1, 1, s, places + s] is True where a slot sees. Returns the slots and, to ``keep``, their keys
+        and values. These are views, of which FSDP warns in training."""
         scale1, shift1, gate1, scale2, shift2, gate2 = modulation  # each [n or 1, s, H]
         mixed_nsH, own = self.attend(torch.addcmul(shift1, self.attention_norm(x_nsH), 1 + scale1), further, mask)
         x_nsH = x_nsH + gate1 * mixed_nsH
         gate, value = self.up(torch.addcmul(shift2, self.ffn_norm(x_nsH), 1 + scale2)).chunk(2, dim=-1)
-        return x_nsH + gate2 * self.down(F.silu(gate) * value), own
+        return x_nsH + gate2 * self.down(F.silu(gate) * value), own if keep else None
 
     def attend(
         self, x_nsH: Tensor, further: tuple[Tensor, Tensor] | None, mask: Tensor | None
@@ -157,7 +163,7 @@ class HeadNetwork(nn.Module):
             further = None if memory is None else (memory[:, i, 0], memory[:, i, 1])
             if kept is not None and len(kept.layers) > i:
                 further = kept.layers[i]  # begins with C's
-            x_nsH, own = layer(x_nsH, modulation, further, mask)
+            x_nsH, own = layer(x_nsH, modulation, further, mask, keep=kept is not None)
             if kept is not None:
                 grown = tuple(new[:, :, :keep] for new in own)
                 if further is not None:
