@@ -8,9 +8,9 @@ matched filter's 2(1-t)·A_t/t² and, on the direct context path, the log-odds r
     a_i = U·h_i + Σ_j T_{j-i}·R̄_j                                 the correction; h are the network's hidden states
     p(y | A_t, C) ∝ p⁰(y)·exp(R_y·a_i),                           Â_0 = Σ_y p(y)·φ(y)
 
-T couples the slots of a block: it says which tokens go together at a distance of j - i places. Training never holds
-n·m × V values: the slots are computed in chunks, which the backward pass computes again. A sampler keeps the likeliest
-tokens of each slot, and E_y·q + log u_y.
+T couples the slots of a block: it says which tokens go together at a distance of j - i places. Training holds n·m × V
+values where these fit, and else takes the slots in chunks, which the backward pass computes again; log p of given tokens
+never needs them (``token_log_prob``). A sampler keeps the likeliest tokens of each slot, and E_y·q + log u_y.
 Shapes: n blocks, m slots, k = n·m slots in a row, c tokens, B bits, D backbone width, R columns of R.
 """
 
@@ -30,8 +30,8 @@ from bitlm.errors import ConfigError
 from bitlm.model.config import BitLMConfig
 from bitlm.model.prefix import PrefixPass
 from bitlm.model.state import BlockState, HeadConstants
+from bitlm.model.token_log_prob import token_log_prob
 
-CHUNK = 2**23  # scores held at once in training, in float32: 32 MiB
 TINY = 1e-30  # keeps the log-odds of a bit finite where no token, or none of weight, has its other value
 
 
@@ -68,11 +68,11 @@ class Codebook(nn.Module):
     def constants(self, embedding: Tensor, tables: bool = True) -> HeadConstants:
         """From the backbone's embedding matrix [rows, D]. ``tables``: with the rows and codes of all V tokens, which
         ``over_tokens`` needs where there is evidence or a correction."""
-        embedding = embedding[: self.vocab_size]
         constants = HeadConstants(embedding=embedding, log_unigram=self.log_unigram)
         if not tables:
             return constants
-        rows = embedding if self.low_rank is None else self.low_rank(embedding)
+        rows = embedding[: self.vocab_size]
+        rows = rows if self.low_rank is None else self.low_rank(rows)
         return replace(constants, rows=rows, codes=_all_codes(self.vocab_size, self.num_bits, embedding.device))
 
     def add_query(self, block: BlockState, context_nmD: Tensor) -> BlockState:
@@ -94,6 +94,24 @@ class Codebook(nn.Module):
         rows = F.embedding(ids, constants.embedding)
         rows = rows if self.low_rank is None else self.low_rank(rows)
         return rows * math.sqrt(rows.shape[-1])
+
+    def log_prob(
+        self,
+        ids_nm: Tensor,
+        constants: HeadConstants,
+        block: BlockState,
+        evidence: Tensor | None = None,
+        correction: Tensor | None = None,
+    ) -> Tensor:
+        """log p of given tokens among all V, [n, m] float32, of a block that has no scores."""
+        terms = [(constants.embedding, block.query)]
+        if correction is not None:
+            terms.append((constants.rows, correction))
+        if evidence is not None:
+            terms.append((constants.codes, evidence / 2))
+        flat = [(table, vector.flatten(0, 1)) for table, vector in terms]
+        held = scores_held(ids_nm.device)
+        return token_log_prob(flat, constants.log_unigram, ids_nm.flatten(), held).view(ids_nm.shape)
 
     def keep_likeliest(self, block: BlockState, constants: HeadConstants, count: int) -> BlockState:
         """The block with the scores of the ``count`` tokens per slot that are likeliest given C, and these tokens; with
@@ -174,7 +192,7 @@ def in_chunks(function: Callable[..., Any], width: int, *slots: Tensor) -> Any:
     flat = [tensor.flatten(0, 1) for tensor in slots]
     if _fits(slots[0], width):
         return _map(lambda found: found.unflatten(0, shape), function(*flat))
-    size = max(1, CHUNK // width)
+    size = max(1, scores_held(flat[0].device) // width)
     parts = []
     for start in range(0, len(flat[0]), size):
         chunk = [tensor[start : start + size] for tensor in flat]
@@ -198,7 +216,8 @@ def last_vector(m: int, D: int) -> Tensor:
 
 def _scores(query: Tensor, constants: HeadConstants) -> Tensor:
     """q [..., D] → E_y·q + log u_y of all V tokens, [..., V] float32."""
-    return F.linear(query, constants.embedding).float() + constants.log_unigram
+    V = len(constants.log_unigram)
+    return F.linear(query, constants.embedding[:V]).float() + constants.log_unigram
 
 
 def posterior_scores(
@@ -216,7 +235,14 @@ def posterior_scores(
 
 def _fits(slots: Tensor, width: int) -> bool:
     """Whether ``width`` scores for every slot of [n, m, ...] may be held at once."""
-    return math.prod(slots.shape[:2]) * width <= CHUNK
+    return math.prod(slots.shape[:2]) * width <= scores_held(slots.device)
+
+
+def scores_held(device: torch.device) -> int:
+    """How many scores of training may be held at once, in float32: 256 MiB, and on a GPU a 64th of its memory."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory // (64 * 4)
+    return 2**26
 
 
 def _dot(table: Tensor, vector: Tensor) -> Tensor:

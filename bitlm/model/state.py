@@ -68,7 +68,7 @@ class BlockState:
 class HeadConstants:
     """What no context changes. The codebook's tables are None for a head without one.
 
-    embedding: E [V, D], without the rows that only pad the matrix. rows: R [V, R], E or its low-rank copy.
+    embedding: E [rows, D], of which the first V are those of tokens. rows: R [V, R], E or its low-rank copy.
     codes: φ [V, B]. log_unigram: log u [V].
     null: for guidance, one block whose C is the null condition.
     times: for a sampler, the embedding of each step's noise levels, [K, 1, m, H].

@@ -47,6 +47,8 @@ class TokenPosterior:
 
     def log_prob(self, ids_nm: Tensor) -> Tensor:
         """-∞ for a token that is not among those of the block."""
+        if self.block.scores is None and self.scale is None:
+            return self.codebook.log_prob(ids_nm, self.constants, self.block, self.evidence, self.correction)
 
         def log_prob(log_p: Tensor, codes: Tensor, ids: Tensor, *tokens: Tensor) -> Tensor:
             if not tokens:

@@ -211,7 +211,7 @@ def test_chunks_change_nothing(
 
     whole = run()
     widths = []
-    monkeypatch.setattr(codebook, "CHUNK", 3 * V)
+    monkeypatch.setattr(codebook, "scores_held", lambda device: 3 * V)
     scores = codebook._scores
 
     def watched(query: Tensor, constants: HeadConstants) -> Tensor:
