@@ -5,7 +5,7 @@
 
 A step is forward, backward and AdamW's update. All contenders stand on the same backbone modules, and in every round
 each takes one step, so that what else the machine does meets them alike. Times are medians over the rounds; the first
-round, in which memory is got, is not counted. Ratios are of tokens/s, to Transformers'.
+round, in which memory is got, is not counted. Ratios are of tokens/s, to those of the first row.
 """
 
 import argparse
@@ -127,10 +127,8 @@ def rows(found: dict[str, Contender], tokens: int) -> list[dict[str, Any]]:
     for name, contender in found.items():
         seconds = [tokens / statistics.median(times) for times in _times(contender)]
         table.append({"name": name, "own_parameters": contender.parameters} | dict(zip(SPEEDS, seconds, strict=True)))
-    base = next((row for row in table if row["name"] == PEER), None)
-    if base is not None:
-        for row in table:
-            row["ratios"] = [row[speed] / base[speed] for speed in SPEEDS]
+    for row in table:
+        row["ratios"] = [row[speed] / table[0][speed] for speed in SPEEDS]
     return table
 
 
@@ -142,7 +140,7 @@ def _times(contender: Contender) -> tuple[list[float], list[float]]:
     return [sum(parts) for parts in counted], [gradient for gradient, _ in counted]
 
 
-def main() -> None:
+def parsed(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scale", default="0.6b")
     parser.add_argument("--layers", type=int, default=4, help="of the backbone")
@@ -155,20 +153,27 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--set", action="append", default=[], dest="assignments", metavar="STAGE.KEY=VALUE")
     parser.add_argument("--json", metavar="FILE")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     if unknown := set(args.rows) - ROWS.keys():
         parser.error(f"--rows: {unknown.pop()} is none of {', '.join(ROWS)}")
     try:
         find_device(args.device)
-        found, of_backbone = contenders(args)
     except ConfigError as error:
         parser.error(str(error))
+    return args
+
+
+def main() -> None:
+    args = parsed()
+    found, of_backbone = contenders(args)
     draw = torch.Generator().manual_seed(1)
     for _ in range(1 + args.rounds):
         ids = torch.randint(args.vocabulary, (args.batch, args.length), generator=draw).to(args.device)
         for contender in found.values():
             contender.step(ids, of_backbone)
-    print(f"{args.scale}, {args.layers} layers, V = {args.vocabulary:,}, {ids.numel():,} tokens, {args.dtype}, ", end="")
+    print(
+        f"{args.scale}, {args.layers} layers, V = {args.vocabulary:,}, {ids.numel():,} tokens, {args.dtype}, ", end=""
+    )
     print(f"{args.device}, {torch.get_num_threads()} threads\n")
     print("| head | own parameters | tokens/s | ratio | without the update | ratio |\n|---|---|---|---|---|---|")
     table = rows(found, ids.numel())

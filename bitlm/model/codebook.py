@@ -9,8 +9,8 @@ matched filter's 2(1-t)·A_t/t² and, on the direct context path, the log-odds r
     p(y | A_t, C) ∝ p⁰(y)·exp(R_y·a_i),                           Â_0 = Σ_y p(y)·φ(y)
 
 T couples the slots of a block: it says which tokens go together at a distance of j - i places. Training holds n·m × V
-values where these fit, and else takes the slots in chunks, which the backward pass computes again; log p of given tokens
-never needs them (``token_log_prob``). A sampler keeps the likeliest tokens of each slot, and E_y·q + log u_y.
+values where these fit, and else takes the slots in chunks, which the backward pass computes again; log p of given
+tokens never needs them (``token_log_prob``). A sampler keeps the likeliest tokens of each slot, and E_y·q + log u_y.
 Shapes: n blocks, m slots, k = n·m slots in a row, c tokens, B bits, D backbone width, R columns of R.
 """
 
