@@ -1,8 +1,8 @@
 """log p of given tokens under a softmax over all V, whose scores are sums of products with tables of a row per token.
 
 No matrix of all k × V scores is made. The vocabulary is taken in chunks, as in Cut Cross-Entropy (arXiv 2411.09009):
-the forward pass adds up exp(scores) chunk by chunk, and the backward pass makes the gradient of a chunk's rows, which is
-written once, and the chunk's part of the vectors' gradient. The scores of the chunks are kept between the two where they
+the forward pass adds up exp(scores) chunk by chunk. The backward pass makes of a chunk the gradient of its rows, which
+is written once, and its part of the vectors' gradient. The scores of the chunks are kept between the two where they
 fit, and computed again where they do not, with the same result.
 Shapes: k slots, c tokens of a chunk, x columns of a table.
 """
