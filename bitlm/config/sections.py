@@ -93,6 +93,15 @@ def _losses_fit_model(config: Sections) -> None:
         losses.check(stage.diffusion, model.head, model.mask, model.block_size, place)
 
 
+def _flipped_bits_are_fed(config: Sections) -> None:
+    for key, stage in _trainings(config):
+        if stage.diffusion.flip_share and config.model.input != "codes":
+            raise ValueError(
+                f"{key}.diffusion.flip_share = {stage.diffusion.flip_share} needs model.input = codes, whose bits it "
+                "flips"
+            )
+
+
 def _bits_cover_vocabulary(config: Sections) -> None:
     bits, vocab_size = config.tokenizer.num_bits, config.tokenizer.vocab_size
     if config.tokenizer.source == "train" and bits is not None and 2**bits < vocab_size:
@@ -142,6 +151,7 @@ CHECKS: tuple[Callable[[Sections], None], ...] = (
     _key_value_heads_divide_heads,
     _head_fits_backbone,
     _losses_fit_model,
+    _flipped_bits_are_fed,
     _bits_cover_vocabulary,
     _workers_divide_batch,
     _sampler_has_its_options,

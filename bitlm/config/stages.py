@@ -18,6 +18,7 @@ Denoiser = Literal["direct", "matched_filter", "codebook_prior", "codebook"]
 ContextPath = Literal["norm", "direct", "attention"]
 Attention = Literal["full", "causal"]
 Mask = Literal["block", "causal"]
+BackboneInput = Literal["embedding", "codes"]
 Loss = Literal["velocity", "bce", "x", "token"]
 NoiseLevels = Literal["logit_normal", "uniform"]
 Initialization = Literal["qwen3", "scaled"]
@@ -131,6 +132,9 @@ class ModelConfig(StageConfig):
     rms_norm_eps: float = Field(1e-6, gt=0)
     block_size: int = Field(4, ge=1, description="m, tokens per block (the LM head always has m = 1)")
     mask: Mask = Field("block", description="block: a block's tokens see each other; causal: those before them")
+    input: BackboneInput = Field(
+        "embedding", description="what both heads' backbones are fed: embedding rows, or codes through a small MLP"
+    )
     slot_embedding: bool = Field(False, description="tell the backbone each token's place in its block")
     initialization: Initialization = Field("qwen3", description="qwen3: normal with 0.02; scaled: by width and depth")
     head: HeadConfig = HeadConfig()
@@ -170,6 +174,9 @@ class DiffusionConfig(Frozen):
     )
     condition_dropout: float = Field(0.1, ge=0, lt=1)
     slot_noise: float = Field(0.0, ge=0, le=1, description="share of the blocks that draw a noise level for every slot")
+    flip_share: float = Field(
+        0.0, ge=0, lt=0.5, description="share of the bits of the backbone's input codes that are flipped"
+    )
 
 
 class TrainExecution(Frozen):

@@ -48,20 +48,22 @@ class Noise:
     """What corrupts a batch: ``eps`` [b, N, draws, m, B] standard normal, ``t`` in (0, 1), [b, N, draws, 1] where the
     slots of a block share a level and [b, N, draws, m] where they need not, ``drop`` [b, N], True where the condition
     is replaced by the null condition, and ``learn`` [b, N], True where the block learns from the draws; ``offsets`` [b,
-    e] int64 of further blocks, in 1 to m - 1."""
+    e] int64 of further blocks, in 1 to m - 1; ``flips`` [b, L, B], True where a bit of the backbone's input codes is
+    flipped, None: nowhere."""
 
     eps: Tensor
     t: Tensor
     drop: Tensor
     learn: Tensor
     offsets: Tensor
+    flips: Tensor | None = None
 
     def to(self, device: torch.device) -> "Noise":
-        return Noise(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
+        return Noise(*(x if x is None else x.to(device, non_blocking=True) for x in vars(self).values()))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Noise":
         """With all that belongs to blocks changed."""
-        return Noise(*map(change, (self.eps, self.t, self.drop, self.learn)), self.offsets)
+        return Noise(*map(change, (self.eps, self.t, self.drop, self.learn)), self.offsets, self.flips)
 
     def select(self, index: Tensor) -> "Noise":
         """Of these blocks [n]."""
@@ -79,7 +81,7 @@ def generator(seed: int, stream: Stream, first: int, second: int) -> np.random.G
 def block_noise(keys: NoiseKeys, shape: BlockShape, diffusion: DiffusionConfig) -> Noise:
     """Training noise: t follows ``t_distribution``; with slot noise a share of the (block, draw) pairs has a level of
     its own in every slot, and a ``prefix_share`` of them is a clean prefix and pure noise; a coin per block decides
-    ``drop``, another ``learn``; the further offsets of a sequence are distinct."""
+    ``drop``, another ``learn``; the further offsets of a sequence are distinct; each bit is flipped by itself."""
     b, d = len(keys.indices), diffusion.noise_draws if diffusion.noise_share else 0
     N, m, B = shape
     own_levels = diffusion.slot_noise > 0 or diffusion.prefix_share > 0
@@ -87,6 +89,7 @@ def block_noise(keys: NoiseKeys, shape: BlockShape, diffusion: DiffusionConfig) 
     t_bNdm = np.empty((b, N, d, m if own_levels else 1), dtype=np.float32)
     coin_bN, learn_bN = np.empty((b, N)), np.ones((b, N), dtype=bool)
     offsets_be = np.empty((b, diffusion.block_offsets - 1), dtype=np.int64)
+    flips_bLB = np.empty((b, N * m, B), dtype=bool) if diffusion.flip_share else None
     for row, (index, epoch) in enumerate(zip(keys.indices, keys.epochs, strict=True)):
         rng = generator(keys.seed, Stream.TRAIN, index, epoch)
         rng.standard_normal(out=eps_bNdmB[row], dtype=np.float32)
@@ -104,8 +107,11 @@ def block_noise(keys: NoiseKeys, shape: BlockShape, diffusion: DiffusionConfig) 
             learn_bN[row] = rng.random(N) < diffusion.noise_share
         if diffusion.block_offsets > 1:
             offsets_be[row] = 1 + rng.permutation(m - 1)[: diffusion.block_offsets - 1]
+        if flips_bLB is not None:
+            flips_bLB[row] = rng.random((N * m, B)) < diffusion.flip_share
     drop_bN = coin_bN < diffusion.condition_dropout
-    return Noise(*map(torch.from_numpy, (eps_bNdmB, t_bNdm, drop_bN, learn_bN, offsets_be)))
+    flips = None if flips_bLB is None else torch.from_numpy(flips_bLB)
+    return Noise(*map(torch.from_numpy, (eps_bNdmB, t_bNdm, drop_bN, learn_bN, offsets_be)), flips)
 
 
 def _levels(rng: np.random.Generator, shape: tuple[int, ...], diffusion: DiffusionConfig) -> np.ndarray:

@@ -10,7 +10,7 @@ from bitlm.config.sampler import SAMPLER_KEYS, SamplerConfig
 
 ARTICLE, OURS = "article", "ours"
 COMPARED_HEAD_KEYS = "denoiser", "context_path", "attention"
-COMPARED_MODEL_KEYS = "mask", "slot_embedding"
+COMPARED_MODEL_KEYS = "mask", "input", "slot_embedding"
 
 
 def departures(record: Record) -> list[str]:

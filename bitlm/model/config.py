@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, Qwen3Config
 
 from bitlm.codes import min_bits
 from bitlm.config import Head, HeadConfig, ModelConfig
-from bitlm.config.stages import Initialization, Mask
+from bitlm.config.stages import BackboneInput, Initialization, Mask
 from bitlm.errors import ConfigError
 from bitlm.packing import MAX_BITS
 
@@ -83,6 +83,7 @@ class BitLMConfig(PreTrainedConfig):
     num_bits: int = 8
     block_size: int = 4
     mask: Mask = "block"
+    input: BackboneInput = "embedding"
     slot_embedding: bool = False
 
     hidden_size: int = 64
@@ -201,6 +202,7 @@ class BitLMConfig(PreTrainedConfig):
             num_bits=vocabulary.num_bits,
             block_size=1 if head == "lm" else model.block_size,
             mask="block" if head == "lm" else model.mask,
+            input=model.input,
             slot_embedding=head == "diffusion" and model.slot_embedding,
             initialization=model.initialization,
             hidden_size=model.hidden_size,
@@ -225,6 +227,12 @@ class BitLMConfig(PreTrainedConfig):
     def has_token_posterior(self) -> bool:
         """Whether the head's answer is a distribution over tokens, not over independent bits."""
         return self.head == "diffusion" and self.diffusion_head.denoiser == "codebook"
+
+    @property
+    def has_embedding(self) -> bool:
+        """Whether there is an embedding matrix: as the input, as an LM head's tied output, or for the codebook."""
+        tied_output = self.head == "lm" and self.tie_word_embeddings
+        return self.input == "embedding" or tied_output or self.has_codebook
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

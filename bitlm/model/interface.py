@@ -144,11 +144,14 @@ class BitLMPreTrainedModel(PreTrainedModel):
             )
         return self.get_input_embeddings()
 
-    def get_input_embeddings(self) -> nn.Embedding:
+    def get_input_embeddings(self) -> nn.Embedding | None:
+        """None for a model that is fed with codes and needs no embedding for its output either."""
         return self.model.embed_tokens
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Raises ConfigError for a matrix of another shape."""
+        """Raises ConfigError for a matrix of another shape, and for a model without one."""
+        if self.model.embed_tokens is None:
+            raise ConfigError("set_input_embeddings: this model is fed with codes and has no embedding")
         expected = tuple(self.model.embed_tokens.weight.shape)
         weight = getattr(value, "weight", None)
         if not isinstance(weight, Tensor) or tuple(weight.shape) != expected:

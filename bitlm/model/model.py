@@ -16,9 +16,10 @@ from bitlm.errors import ConfigError
 from bitlm.generation.mixin import GenerationMixin
 from bitlm.model.backbone import additive_mask, positions
 from bitlm.model.backbone import attention_mask as build_mask
+from bitlm.model.code_input import CodeInput
 from bitlm.model.config import BitLMConfig
 from bitlm.model.head import DiffusionHead, LanguageModelHead
-from bitlm.model.initialize import initialize_head, initialize_scaled
+from bitlm.model.initialize import initialize_codes, initialize_head, initialize_scaled
 from bitlm.model.inputs import check_arguments, check_ids, check_labels, check_like_ids, check_losses, visible_tokens
 from bitlm.model.interface import BitLMPreTrainedModel, check_attention
 from bitlm.model.losses import Sequences, next_token_losses, shifted_losses, slot_losses
@@ -45,6 +46,9 @@ class BitLMForCausalLM(GenerationMixin, BitLMPreTrainedModel):
     def __init__(self, config: BitLMConfig, **unknown: Any) -> None:
         super().__init__(config, **unknown)
         self.model = Qwen3Model(config.backbone())
+        if not config.has_embedding:
+            self.model.embed_tokens = None
+        self.code_input = CodeInput(config.num_bits, config.hidden_size) if config.input == "codes" else None
         self.start_block = nn.Parameter(torch.empty(config.block_size, config.hidden_size))
         self.slot_embedding = None
         if config.slot_embedding:
@@ -58,9 +62,12 @@ class BitLMForCausalLM(GenerationMixin, BitLMPreTrainedModel):
         std = self.config.initializer_range
         if module is self:
             scaled = self.config.initialization == "scaled"
-            init.normal_(self.start_block, std=self.config.hidden_size**-0.5 if scaled else std)
+            fed_std = self.config.hidden_size**-0.5 if scaled else std
+            init.normal_(self.start_block, std=fed_std)
             if scaled:
                 initialize_scaled(self.model)
+            if self.code_input is not None:
+                initialize_codes(self.code_input, fed_std)
             if self.slot_embedding is not None:
                 init.zeros_(self.slot_embedding)
         elif isinstance(module, DiffusionHead):
@@ -75,9 +82,18 @@ class BitLMForCausalLM(GenerationMixin, BitLMPreTrainedModel):
             raise ConfigError("this model's head has no codebook, so it has no use for unigram counts")
         self.head.readout.codebook.set_unigram(counts)
 
-    def embed(self, input_ids: Tensor) -> Tensor:
-        """ids [b, L] → what the backbone is fed, [b, L, D]; L is a whole number of blocks."""
-        embedded = self.model.embed_tokens(input_ids)
+    def embed(self, input_ids: Tensor, flips: Tensor | None = None) -> Tensor:
+        """ids [b, L] → what the backbone is fed, [b, L, D]; L is a whole number of blocks.
+
+        ``flips`` [b, L, B] is True where a bit of the input codes has the other sign. Raises ConfigError for a model
+        that is not fed with codes.
+        """
+        if self.code_input is not None:
+            embedded = self.code_input(input_ids, flips)
+        elif flips is None:
+            embedded = self.model.embed_tokens(input_ids)
+        else:
+            raise ConfigError("diffusion.flip_share flips bits of input codes: it needs a model with input = codes")
         if self.slot_embedding is None:
             return embedded
         return embedded + self.slot_embedding.repeat(input_ids.shape[1] // self.config.block_size, 1)
@@ -88,21 +104,26 @@ class BitLMForCausalLM(GenerationMixin, BitLMPreTrainedModel):
         head = self.head.network.layers if isinstance(self.head, DiffusionHead) else ()
         return [*self.model.layers, *head]
 
+    @property
+    def embedding(self) -> Tensor | None:
+        """The embedding matrix [rows, D]; None where neither input nor output needs one."""
+        return self.model.embed_tokens.weight if self.config.has_embedding else None
+
     def head_constants(self) -> HeadConstants:
         """What the diffusion head computes once, whatever the context."""
-        return self.head.constants(self.model.embed_tokens.weight)
+        return self.head.constants(self.embedding)
 
     def sampling_constants(self, t_K1m: Tensor, guided: bool) -> HeadConstants:
         """The same for a sampler whose K steps have the noise levels ``t``."""
-        return self.head.sampling_constants(self.model.embed_tokens.weight, t_K1m, guided)
+        return self.head.sampling_constants(self.embedding, t_K1m, guided)
 
     def walk_constants(self, guided: bool) -> HeadConstants:
         """The same for realizing the slots one after the other, where the head keeps clean slots."""
-        return self.head.walk_constants(self.model.embed_tokens.weight, guided)
+        return self.head.walk_constants(self.embedding, guided)
 
     def token_logits(self, context: Tensor) -> Tensor:
         """LM head: C [..., D] → [..., V] float32."""
-        return self.head(context, self.model.embed_tokens.weight)
+        return self.head(context, self.embedding)
 
     def compute_context(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """ids [b, L] → C [b, N, m, D]: entry n is all that the head may know when it realizes block n.
@@ -116,11 +137,12 @@ class BitLMForCausalLM(GenerationMixin, BitLMPreTrainedModel):
         visible = None if attention_mask is None else visible_tokens(attention_mask, input_ids)
         return self._contexts(input_ids.long(), visible)
 
-    def _contexts(self, input_ids: Tensor, visible_bL: Tensor | None) -> Tensor:
+    def _contexts(self, input_ids: Tensor, visible_bL: Tensor | None, flips_bLB: Tensor | None = None) -> Tensor:
         """``compute_context`` of ids and a mask that have been checked."""
         L, m = input_ids.shape[1], self.config.block_size
         visible_bS = None if visible_bL is None else F.pad(visible_bL[:, : L - m], (m, 0), value=True)
-        fed_bSD = self._with_start(input_ids[:, : L - m], visible_bS)
+        flips_bqB = None if flips_bLB is None else flips_bLB[:, : L - m]
+        fed_bSD = self._with_start(input_ids[:, : L - m], visible_bS, flips_bqB)
         context_bNmD = self._hidden_states(fed_bSD, visible_bS).unflatten(1, (L // m, m))
         if visible_bS is None:
             return context_bNmD
@@ -141,13 +163,14 @@ class BitLMForCausalLM(GenerationMixin, BitLMPreTrainedModel):
         fed = self.embed(input_ids) if cache.get_seq_length() else self._with_start(input_ids, visible)
         return self._hidden_states(fed, visible, cache)[:, -self.config.block_size :]
 
-    def _with_start(self, input_ids: Tensor, visible_bS: Tensor | None) -> Tensor:
-        """The start block and then the embedded ids [b, L]: [b, S = m + L, D].
+    def _with_start(self, input_ids: Tensor, visible_bS: Tensor | None, flips_bqB: Tensor | None = None) -> Tensor:
+        """The start block and then the embedded ids [b, q]: [b, S = m + q, D].
 
         Padding is fed with the start block's vectors: the ids under it do not matter, and the whole block of padding
         before a row's first block becomes what the start block is.
         """
-        fed_bSD = torch.cat([self.start_block.expand(len(input_ids), -1, -1), self.embed(input_ids)], dim=1)
+        embedded_bqD = self.embed(input_ids, flips_bqB)
+        fed_bSD = torch.cat([self.start_block.expand(len(input_ids), -1, -1), embedded_bqD], dim=1)
         if visible_bS is None:
             return fed_bSD
         start_SD = self.start_block.repeat(fed_bSD.shape[1] // self.config.block_size, 1)
@@ -208,15 +231,17 @@ class BitLMForCausalLM(GenerationMixin, BitLMPreTrainedModel):
             """[b, N, ...] → [n, ...]"""
             return tensor.flatten(0, 1) if chosen_bN is None else tensor[chosen_bN]
 
-        context_bNmD = self._contexts(input_ids, visible_bL)
-        b, N, m, _ = context_bNmD.shape
+        b, N, m = len(input_ids), input_ids.shape[1] // self.config.block_size, self.config.block_size
+        if self.config.head == "diffusion":
+            noise = (noise or self._fresh_noise(b, N, diffusion)).to(input_ids.device)
+        flips_bLB = noise.flips if self.config.head == "diffusion" else None
+        context_bNmD = self._contexts(input_ids, visible_bL, flips_bLB)
         context_nmD, targets_nm = of_chosen_blocks(context_bNmD), of_chosen_blocks(input_ids.view(b, N, m))
         if self.config.head == "lm":
             losses_ndm = self.token_nll(context_nmD, targets_nm)[:, None]  # one draw, m = 1
         else:
-            noise = (noise or self._fresh_noise(b, N, diffusion)).to(context_nmD.device)
-            embedding, of_blocks = self.model.embed_tokens.weight, noise.map(of_chosen_blocks)
-            losses_ndm = slot_losses(self.head, embedding, context_nmD, targets_nm, of_blocks, diffusion)
+            of_blocks = noise.map(of_chosen_blocks)
+            losses_ndm = slot_losses(self.head, self.embedding, context_nmD, targets_nm, of_blocks, diffusion)
         output = _collect(losses_ndm, in_loss_bNm, (b, N))
         if self.config.head == "diffusion":
             visible_bNm = None if visible_bL is None else visible_bL.view(b, N, m)
@@ -233,12 +258,11 @@ class BitLMForCausalLM(GenerationMixin, BitLMPreTrainedModel):
         self, output: BitLMOutput, sequences: Sequences, offsets_be: Tensor, diffusion: DiffusionConfig
     ) -> None:
         """Of blocks that generation does not begin, and of single tokens: both need the causal mask."""
-        embedding = self.model.embed_tokens.weight
         if offsets_be.shape[1]:
-            of_blocks = shifted_losses(self.head, embedding, sequences, offsets_be, diffusion)
+            of_blocks = shifted_losses(self.head, self.embedding, sequences, offsets_be, diffusion)
             output.loss_sum = output.loss_sum + of_blocks
         if diffusion.next_token_weight:
-            of_tokens = next_token_losses(self.head, embedding, sequences)
+            of_tokens = next_token_losses(self.head, self.embedding, sequences)
             output.loss_sum = output.loss_sum + diffusion.next_token_weight * of_tokens
         output.loss = output.loss_sum / output.loss_count.clamp(min=1)
 

@@ -2,7 +2,9 @@
 
 A source is a Qwen3 checkpoint in Transformers' format (a local folder or ``hub:OWNER/NAME[@revision]``) or one of our
 own pretrain artifacts. Embedding, layers and final norm are taken over and must fit exactly. The head stays fresh, but
-for the LM head's own output matrix, which belongs to the embedding as much as to the head. The start block is taken
+for the LM head's own output matrix, which belongs to the embedding as much as to the head. A backbone that is fed with
+codes takes over the map of codes, and the embedding that only its output uses, where the source has them; a source that
+was fed with codes is no start for a backbone that is fed with embedding rows. The start block is taken
 over where it has as many vectors; that of an LM head (one vector) is repeated for each slot of a block, where the
 rotary positions tell the copies apart; otherwise, as with Qwen3, which has none, it stays fresh.
 
@@ -24,6 +26,7 @@ from bitlm.model.weights import CONFIG, read_json, weight_files
 
 # What changes a backbone's function without changing any shape.
 SETTINGS = ("rms_norm_eps", "rope_parameters", "hidden_act", "use_sliding_window")
+EMBEDDING, CODE_INPUT = "model.embed_tokens.weight", "code_input."
 QWEN3_OUTPUT, OUR_OUTPUT = "lm_head.weight", "head.output.weight"
 
 
@@ -38,9 +41,12 @@ def take_backbone(model: BitLMForCausalLM, folder: str | Path, source: str) -> N
     stored, theirs = _stored(folder, source), _config(folder, source)
     _check_settings(model.config, theirs, source)
     wanted = {name: p for name, p in model.named_parameters() if name.startswith("model.")}
-    for name in sorted(name for name in stored if name.startswith("model.") and name not in wanted):
+    known = {*wanted, EMBEDDING}  # which a model that is fed with codes may do without
+    for name in sorted(name for name in stored if name.startswith("model.") and name not in known):
         raise ConfigError(f"init_from: tensor {name} of {source} has no place in this model: its backbone is smaller")
-    wanted |= _output(model, theirs, source)
+    if model.config.input == "codes" and EMBEDDING not in stored:
+        wanted.pop(EMBEDDING, None)
+    wanted |= _code_input(model, stored, source) | _output(model, theirs, source)
     for name, parameter in wanted.items():
         if name not in stored:
             raise ConfigError(f"init_from: {source} has no tensor {name}, which this model's backbone needs")
@@ -87,6 +93,18 @@ def _check_settings(config: BitLMConfig, theirs: BitLMConfig | Qwen3Config, sour
 def _check_shape(name: str, stored: tuple[int, ...], needed: tuple[int, ...], source: str) -> None:
     if stored != needed:
         raise ConfigError(f"init_from: tensor {name} of {source} has shape {stored}, this model needs {needed}")
+
+
+def _code_input(model: BitLMForCausalLM, stored: dict[str, Any], source: str) -> dict[str, Tensor]:
+    """The map of codes, where the source has one."""
+    if not any(name.startswith(CODE_INPUT) for name in stored):
+        return {}
+    if model.code_input is None:
+        raise ConfigError(
+            f"init_from: the backbone of {source} is fed with codes, this model's with embedding rows: "
+            "set model.input=codes"
+        )
+    return {name: p for name, p in model.named_parameters() if name.startswith(CODE_INPUT)}
 
 
 def _output(model: BitLMForCausalLM, theirs: BitLMConfig | Qwen3Config, source: str) -> dict[str, Tensor]:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from bitlm.config import TrainConfig
 from bitlm.train.muon import Muon
 
-# First and last maps of the heads: their columns or rows stand for bits or tokens, as those of an embedding.
-OUTER = ("head.network.input", "head.readout.output", "head.context_log_odds", "head.output")
+# The maps of codes, and the heads' last ones: their columns or rows stand for bits or tokens, as those of an embedding.
+OUTER = ("code_input.hidden", "head.network.input", "head.readout.output", "head.context_log_odds", "head.output")
 RATE_RATIO = "rate_ratio"  # key of a parameter group: its learning rate divided by AdamW's
 
 

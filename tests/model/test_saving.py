@@ -21,7 +21,8 @@ CODEBOOK = {
     "codebook_rank": 5,
     "slot_embedding": True,
 }
-VARIANTS = [{}, CODEBOOK, {"head": "lm"}, {"head": "lm", "tie_word_embeddings": False}]
+CODES = {"input": "codes"}
+VARIANTS = [{}, CODEBOOK, CODES, {"head": "lm"}, {"head": "lm", "tie_word_embeddings": False}]
 
 
 @pytest.mark.parametrize("options", VARIANTS)

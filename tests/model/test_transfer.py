@@ -108,6 +108,42 @@ def test_a_slot_embedding_is_taken_over_where_blocks_are_as_long(build: Build, t
     assert torch.equal(shorter.start_block, before["start_block"])
 
 
+@pytest.mark.parametrize("source", [{}, {"denoiser": "codebook"}, {"head": "lm"}])
+@pytest.mark.parametrize("target", [{}, {"denoiser": "codebook"}, {"head": "lm"}])
+def test_a_map_of_codes_is_taken_over_and_a_table_where_both_have_one(
+    build: Build, tmp_path: Path, source: dict, target: dict
+) -> None:
+    theirs, ours = build(seed=1, input="codes", **source), build(input="codes", **target)
+    theirs.save_pretrained(tmp_path)
+    before = snapshot(ours)
+    take_backbone(ours, tmp_path, "there")
+    taken = {name for name in before if name.startswith(("model.layers", "model.norm", "code_input"))}
+    if source and target:
+        taken.add("model.embed_tokens.weight")
+    if "head" in source or "head" not in target:
+        taken.add("start_block")
+    assert changed(ours, before) == taken
+    for name in taken - {"start_block"}:
+        assert torch.equal(ours.state_dict()[name], theirs.state_dict()[name]), name
+
+
+def test_a_map_of_codes_starts_fresh_behind_a_table_and_is_never_left_behind(build: Build, tmp_path: Path) -> None:
+    build(seed=1).save_pretrained(tmp_path / "table")
+    build(seed=1, input="codes").save_pretrained(tmp_path / "codes")
+    ours = build(input="codes")
+    before = snapshot(ours)
+    take_backbone(ours, tmp_path / "table", "there")
+    taken = {name for name in before if name.startswith(("model.layers", "model.norm", "start_block"))}
+    assert changed(ours, before) == taken
+    ours = build()
+    before = snapshot(ours)
+    with pytest.raises(ConfigError, match=r"there is fed with codes, this model's with embedding rows: .*input=codes"):
+        take_backbone(ours, tmp_path / "codes", "there")
+    with pytest.raises(ConfigError, match=r"code_input\.hidden\.weight of there has shape \(32, 6\), .* \(32, 7\)"):
+        take_backbone(build(input="codes", num_bits=7), tmp_path / "codes", "there")
+    assert not changed(ours, before)
+
+
 def test_other_precisions_are_converted(build: Build, tmp_path: Path) -> None:
     build(seed=1).to(torch.bfloat16).save_pretrained(tmp_path)
     ours = build()
