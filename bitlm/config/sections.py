@@ -93,6 +93,14 @@ def _losses_fit_model(config: Sections) -> None:
         losses.check(stage.diffusion, model.head, model.mask, model.block_size, place)
 
 
+def _estimates_are_learned(config: Sections) -> None:
+    for key, stage in _trainings(config):
+        if config.model.head.self_conditioning and stage.diffusion.noise_share == 0:
+            raise ValueError(
+                f"model.head.self_conditioning learns from noise draws, and {key}.diffusion.noise_share = 0 leaves none"
+            )
+
+
 def _flipped_bits_are_fed(config: Sections) -> None:
     for key, stage in _trainings(config):
         if stage.diffusion.flip_share and config.model.input != "codes":
@@ -151,6 +159,7 @@ CHECKS: tuple[Callable[[Sections], None], ...] = (
     _key_value_heads_divide_heads,
     _head_fits_backbone,
     _losses_fit_model,
+    _estimates_are_learned,
     _flipped_bits_are_fed,
     _bits_cover_vocabulary,
     _workers_divide_batch,

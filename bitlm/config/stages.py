@@ -98,6 +98,9 @@ class HeadConfig(Frozen):
     attention: Attention = Field(
         "full", description="inside a block; causal: clean slots see the clean ones before them, nobody sees pure noise"
     )
+    self_conditioning: bool = Field(
+        False, description="the head is also shown its last estimate of the codes (Analog Bits), by the descent alone"
+    )
     codebook_rank: int | None = Field(
         None, ge=1, description="columns of the embedding's copy that every step of the codebook uses; by default all"
     )

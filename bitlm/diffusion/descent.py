@@ -66,9 +66,9 @@ class Descent:
         self, denoiser: Denoiser, noise_nmB: Tensor, uniform_nm: Tensor | None = None, *, trace: bool = False
     ) -> Sampled:
         """Exactly ``max_calls`` function evaluations for each block; ``uniform`` is not used."""
-        current_nmB, before_nmB, states = noise_nmB, noise_nmB, [noise_nmB]
+        current_nmB, before_nmB, states = noise_nmB, torch.zeros_like(noise_nmB), [noise_nmB]
         for k in range(self.schedule.num_steps):
-            estimate_nmB = self._estimate(denoiser, current_nmB, k)
+            estimate_nmB = self._estimate(denoiser, current_nmB, before_nmB, k)
             target_nmB = estimate_nmB
             if self.solver == "dpmpp_2m":
                 target_nmB = estimate_nmB + self.schedule.extrapolation[k] * (estimate_nmB - before_nmB)
@@ -79,14 +79,15 @@ class Descent:
         ids_nm = decode(current_nmB, self.real_codes.vocab_size)
         return Sampled(ids_nm, calls_n, list(torch.stack(states, dim=1)) if trace else None)
 
-    def _estimate(self, denoiser: Denoiser, current_nmB: Tensor, k: int) -> Tensor:
-        """Â_0 at step k. A clean slot keeps its value, which with guidance may lie far outside [-1, 1]."""
+    def _estimate(self, denoiser: Denoiser, current_nmB: Tensor, before_nmB: Tensor, k: int) -> Tensor:
+        """Â_0 at step k, where ``before`` is that of the last one. A clean slot keeps its value, which with guidance
+        may lie far outside [-1, 1]."""
         t, shown_nmB = self.schedule.t[k], current_nmB
         clean_1m1 = (t == 0)[..., None]
         if self.schedule.has_clean_slot(k):
             shown_nmB = torch.where(clean_1m1, torch.where(current_nmB > 0, 1.0, -1.0), current_nmB)
         guides = self.schedule.guides(k)
-        posterior = denoiser(shown_nmB, t, guides != "none")
+        posterior = denoiser(shown_nmB, t, guides != "none", before_nmB)
         if guides == "none":
             estimate_nmB = to_codes(posterior.log_odds())
         else:

@@ -16,6 +16,7 @@ from torch import Tensor
 from bitlm.config import DiffusionConfig
 
 _WORD = (1 << 64) - 1
+ESTIMATED_SHARE = 0.5  # as Analog Bits, arXiv 2208.04202
 NO_OFFSETS = torch.empty(1, 0, dtype=torch.int64)
 
 
@@ -49,7 +50,8 @@ class Noise:
     slots of a block share a level and [b, N, draws, m] where they need not, ``drop`` [b, N], True where the condition
     is replaced by the null condition, and ``learn`` [b, N], True where the block learns from the draws; ``offsets`` [b,
     e] int64 of further blocks, in 1 to m - 1; ``flips`` [b, L, B], True where a bit of the backbone's input codes is
-    flipped, None: nowhere."""
+    flipped, None: nowhere; ``estimated`` [b, N, draws], True where a head with self-conditioning is told the Â_0 of a
+    first pass, None: nowhere."""
 
     eps: Tensor
     t: Tensor
@@ -57,13 +59,15 @@ class Noise:
     learn: Tensor
     offsets: Tensor
     flips: Tensor | None = None
+    estimated: Tensor | None = None
 
     def to(self, device: torch.device) -> "Noise":
         return Noise(*(x if x is None else x.to(device, non_blocking=True) for x in vars(self).values()))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Noise":
         """With all that belongs to blocks changed."""
-        return Noise(*map(change, (self.eps, self.t, self.drop, self.learn)), self.offsets, self.flips)
+        estimated = None if self.estimated is None else change(self.estimated)
+        return Noise(*map(change, (self.eps, self.t, self.drop, self.learn)), self.offsets, self.flips, estimated)
 
     def select(self, index: Tensor) -> "Noise":
         """Of these blocks [n]."""
@@ -81,7 +85,8 @@ def generator(seed: int, stream: Stream, first: int, second: int) -> np.random.G
 def block_noise(keys: NoiseKeys, shape: BlockShape, diffusion: DiffusionConfig) -> Noise:
     """Training noise: t follows ``t_distribution``; with slot noise a share of the (block, draw) pairs has a level of
     its own in every slot, and a ``prefix_share`` of them is a clean prefix and pure noise; a coin per block decides
-    ``drop``, another ``learn``; the further offsets of a sequence are distinct; each bit is flipped by itself."""
+    ``drop``, another ``learn``; the further offsets of a sequence are distinct; each bit is flipped by itself; a coin
+    per draw decides ``estimated``."""
     b, d = len(keys.indices), diffusion.noise_draws if diffusion.noise_share else 0
     N, m, B = shape
     own_levels = diffusion.slot_noise > 0 or diffusion.prefix_share > 0
@@ -90,6 +95,7 @@ def block_noise(keys: NoiseKeys, shape: BlockShape, diffusion: DiffusionConfig) 
     coin_bN, learn_bN = np.empty((b, N)), np.ones((b, N), dtype=bool)
     offsets_be = np.empty((b, diffusion.block_offsets - 1), dtype=np.int64)
     flips_bLB = np.empty((b, N * m, B), dtype=bool) if diffusion.flip_share else None
+    estimated_bNd = np.empty((b, N, d), dtype=bool)
     for row, (index, epoch) in enumerate(zip(keys.indices, keys.epochs, strict=True)):
         rng = generator(keys.seed, Stream.TRAIN, index, epoch)
         rng.standard_normal(out=eps_bNdmB[row], dtype=np.float32)
@@ -109,9 +115,11 @@ def block_noise(keys: NoiseKeys, shape: BlockShape, diffusion: DiffusionConfig) 
             offsets_be[row] = 1 + rng.permutation(m - 1)[: diffusion.block_offsets - 1]
         if flips_bLB is not None:
             flips_bLB[row] = rng.random((N * m, B)) < diffusion.flip_share
+        estimated_bNd[row] = rng.random((N, d)) < ESTIMATED_SHARE
     drop_bN = coin_bN < diffusion.condition_dropout
     flips = None if flips_bLB is None else torch.from_numpy(flips_bLB)
-    return Noise(*map(torch.from_numpy, (eps_bNdmB, t_bNdm, drop_bN, learn_bN, offsets_be)), flips)
+    estimated = torch.from_numpy(estimated_bNd)
+    return Noise(*map(torch.from_numpy, (eps_bNdmB, t_bNdm, drop_bN, learn_bN, offsets_be)), flips, estimated)
 
 
 def _levels(rng: np.random.Generator, shape: tuple[int, ...], diffusion: DiffusionConfig) -> np.ndarray:

@@ -13,9 +13,10 @@ from bitlm.diffusion.posterior import Posterior
 class Denoiser(Protocol):
     """The head, told the contexts C of n blocks."""
 
-    def __call__(self, noisy_nmB: Tensor, t: Tensor, guided: bool) -> Posterior:
+    def __call__(self, noisy_nmB: Tensor, t: Tensor, guided: bool, estimate: Tensor | None = None) -> Posterior:
         """A_t and the noise level of every slot, t [n or 1, m] float32 → the posterior of the n blocks; if ``guided``
-        of 2n, each given C first, and then each given the null condition. ``t`` are among ``Sampler.levels``."""
+        of 2n, each given C first, and then each given the null condition. ``t`` are among ``Sampler.levels``.
+        ``estimate`` is the sampler's last Â_0 [n, m, B], 0 at first, which a denoiser need not look at."""
         ...
 
     def walk(self, guided: bool) -> "Walk | None":

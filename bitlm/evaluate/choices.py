@@ -9,7 +9,7 @@ from bitlm.config import DiffusionConfig, EvaluateConfig, HeadConfig, ModelConfi
 from bitlm.config.sampler import SAMPLER_KEYS, SamplerConfig
 
 ARTICLE, OURS = "article", "ours"
-COMPARED_HEAD_KEYS = "denoiser", "context_path", "attention"
+COMPARED_HEAD_KEYS = "denoiser", "context_path", "attention", "self_conditioning"
 COMPARED_MODEL_KEYS = "mask", "input", "slot_embedding"
 
 

@@ -37,8 +37,12 @@ class HeadDenoiser:
     two_branches: bool
     compiled: bool = False
 
-    def __call__(self, noisy_nmB: Tensor, t: Tensor, guided: bool) -> Posterior:
+    def __call__(self, noisy_nmB: Tensor, t: Tensor, guided: bool, estimate: Tensor | None = None) -> Posterior:
         block, n = self.block, len(noisy_nmB)
+        told = ()
+        if self.head.self_conditioning and estimate is not None:
+            # In training no estimate lies outside [-1, 1], as a guided one may. Both branches are told the same.
+            told = (estimate.clamp(-1, 1).repeat(2 if guided else 1, 1, 1),)
         if guided:
             noisy_nmB, t = torch.cat([noisy_nmB, noisy_nmB]), t if len(t) == 1 else torch.cat([t, t])
         elif self.two_branches:
@@ -46,9 +50,9 @@ class HeadDenoiser:
         slots = torch.arange(t.shape[1], device=t.device)
         time = self.constants.times[torch.searchsorted(self.levels, t), 0, slots]
         if not self.compiled:
-            return self.head(noisy_nmB, t, self.constants, block, time)
-        _mark_blocks(noisy_nmB, t, time, *block.tensors().values())
-        return CompiledPosterior(_compiled_head()(self.head, noisy_nmB, t, self.constants, block, time))
+            return self.head(noisy_nmB, t, self.constants, block, time, *told)
+        _mark_blocks(noisy_nmB, t, time, *told, *block.tensors().values())
+        return CompiledPosterior(_compiled_head()(self.head, noisy_nmB, t, self.constants, block, time, *told))
 
     def walk(self, guided: bool) -> Walk | None:
         """Where the constants are those of a walk."""
@@ -99,8 +103,10 @@ def _compiled_head() -> Callable[..., Posterior]:
     """Made when first asked for: to load the compiler takes seconds, which every process would pay."""
 
     @torch.compile
-    def call(head: nn.Module, noisy: Tensor, t: Tensor, constants: Any, block: BlockTensors, time: Tensor) -> Posterior:
-        return head(noisy, t, constants, block, time)
+    def call(
+        head: nn.Module, noisy: Tensor, t: Tensor, constants: Any, block: BlockTensors, time: Tensor, *told: Tensor
+    ) -> Posterior:
+        return head(noisy, t, constants, block, time, *told)
 
     return call
 

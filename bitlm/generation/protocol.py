@@ -31,7 +31,7 @@ class GenerativeModel(Protocol):
 
     The diffusion head is called as ``head(noisy [n, m, B], t [n or 1, m], constants, block, time)`` → ``Posterior``,
     with ``constants`` from ``sampling_constants``, ``time`` its embedding of t [n or 1, m, H], and ``block`` from
-    ``head.prepare_sampling(C, constants)``.
+    ``head.prepare_sampling(C, constants)``; one with ``self_conditioning`` also gets the last Â_0 [n, m, B].
     """
 
     config: Any  # a GenerativeConfig

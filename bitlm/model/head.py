@@ -57,6 +57,11 @@ class DiffusionHead(nn.Module):
         modulations = network.modulate(ends, ends) if network.path == "attention" else None
         return replace(self.constants(embedding, tables=False), ends=ends, modulations=modulations, null=null)
 
+    @property
+    def self_conditioning(self) -> bool:
+        """Whether ``forward`` can be told an estimate."""
+        return self.network.estimate is not None
+
     def prepare(self, context_nmD: Tensor) -> BlockState:
         """C → what n blocks need of it."""
         network, log_odds = self.network, None
@@ -73,11 +78,18 @@ class DiffusionHead(nn.Module):
         return block if constants.null is None else block.concatenate(constants.null.repeat(len(context_nmD)))
 
     def forward(
-        self, noisy_nmB: Tensor, t: Tensor, constants: HeadConstants, block: BlockState, time: Tensor | None = None
+        self,
+        noisy_nmB: Tensor,
+        t: Tensor,
+        constants: HeadConstants,
+        block: BlockState,
+        time: Tensor | None = None,
+        estimate: Tensor | None = None,
     ) -> Posterior:
         """A_t [n, m, B] float32, t [n or 1, m or 1] float32 → p(y | A_t, C) of the m slots.
 
-        ``time`` is ``network.embed_time(t)``, for a sampler, whose levels come back in every block.
+        ``time`` is ``network.embed_time(t)``, for a sampler, whose levels come back in every block. ``estimate`` is an
+        earlier Â_0 [n, m, B], for a head with ``self_conditioning`` (Analog Bits, arXiv 2208.04202); None is 0.
         """
         network = self.network
         time = network.embed_time(t) if time is None else time
@@ -88,6 +100,8 @@ class DiffusionHead(nn.Module):
 
         def states(features_nmH: Tensor | None) -> Tensor:
             x_nmH = network.input(shown_nmB.to(block.condition.dtype)) + network.slot_embedding
+            if estimate is not None:
+                x_nmH = x_nmH + network.estimate(estimate.to(block.condition.dtype))
             x_nmH = x_nmH if features_nmH is None else x_nmH + features_nmH
             return network(x_nmH, network.modulate(time, block.condition), block.condition, block.memory, mask)
 

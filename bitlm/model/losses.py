@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bitlm.codes import encode
 from bitlm.config import DiffusionConfig
-from bitlm.diffusion.loss import bit_loss
+from bitlm.diffusion.loss import bit_loss, to_codes
 from bitlm.diffusion.noise import Noise
 from bitlm.diffusion.process import corrupt
 from bitlm.model.head import DiffusionHead
@@ -103,10 +103,30 @@ def _noise_losses(
     draws = noise.t.shape[1]
     clean_n1mB = encode(targets_nm, noise.eps.shape[-1], check=False)[:, None]
     noisy_ndmB = corrupt(clean_n1mB, noise.eps, noise.t[..., None])
-    posterior = head(noisy_ndmB.flatten(0, 1), noise.t.flatten(0, 1), constants, block.repeat(draws))
+    given = noisy_ndmB.flatten(0, 1), noise.t.flatten(0, 1), constants, block.repeat(draws)
+    estimate_nmB = None
+    if head.self_conditioning and noise.estimated is not None:
+        estimate_nmB = _first_estimates(head, *given, noise.estimated.flatten())
+    posterior = head(*given, estimate=estimate_nmB)
     if diffusion.loss == "token":
         return -posterior.log_prob(targets_nm.repeat_interleave(draws, dim=0)).view(noisy_ndmB.shape[:-1])
     return bit_loss(posterior.log_odds().view(noisy_ndmB.shape), clean_n1mB, noise.t[..., None], diffusion)
+
+
+@torch.no_grad()
+def _first_estimates(
+    head: DiffusionHead,
+    noisy_nmB: Tensor,
+    t: Tensor,
+    constants: HeadConstants,
+    block: BlockState,
+    chosen_n: Tensor,
+) -> Tensor:
+    """Â_0 of a first pass for the chosen blocks, 0 for the others, [n, m, B]. The pass is made for no block too: every
+    rank must take part in it where the head's layers are sharded."""
+    rows = chosen_n.nonzero().flatten()
+    found = head(noisy_nmB[rows], t[rows], constants, block.select(rows))
+    return torch.zeros_like(noisy_nmB).index_copy(0, rows, to_codes(found.log_odds()))
 
 
 def _chain_losses(

@@ -106,6 +106,7 @@ class HeadNetwork(nn.Module):
         self.num_heads, self.head_dim = H // head.head_dim, head.head_dim
         self.slot_embedding = nn.Parameter(torch.empty(config.block_size, H))
         self.input = nn.Linear(config.num_bits, H)
+        self.estimate = nn.Linear(config.num_bits, H, bias=False) if head.self_conditioning else None
         self.condition = nn.Linear(config.hidden_size, H)
         self.memory = None
         if self.path == "attention":

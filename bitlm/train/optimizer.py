@@ -9,7 +9,14 @@ from bitlm.config import TrainConfig
 from bitlm.train.muon import Muon
 
 # The maps of codes, and the heads' last ones: their columns or rows stand for bits or tokens, as those of an embedding.
-OUTER = ("code_input.hidden", "head.network.input", "head.readout.output", "head.context_log_odds", "head.output")
+OUTER = (
+    "code_input.hidden",
+    "head.network.input",
+    "head.network.estimate",
+    "head.readout.output",
+    "head.context_log_odds",
+    "head.output",
+)
 RATE_RATIO = "rate_ratio"  # key of a parameter group: its learning rate divided by AdamW's
 
 

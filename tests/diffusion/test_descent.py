@@ -36,7 +36,7 @@ class Bits:
     calls: list[tuple[list[float], bool]] = field(default_factory=list)
     seen: list[torch.Tensor] = field(default_factory=list)
 
-    def __call__(self, noisy: torch.Tensor, t: torch.Tensor, guided: bool) -> Posterior:
+    def __call__(self, noisy: torch.Tensor, t: torch.Tensor, guided: bool, *_: torch.Tensor) -> Posterior:
         self.calls.append((t[0].tolist(), guided))
         self.seen.append(noisy)
         branches = [self.conditional, self.null] if guided else [self.conditional]
@@ -152,7 +152,7 @@ class Guided:
 
     estimate: LogOdds
 
-    def __call__(self, noisy: torch.Tensor, t: torch.Tensor, guided: bool) -> Posterior:
+    def __call__(self, noisy: torch.Tensor, t: torch.Tensor, guided: bool, *_: torch.Tensor) -> Posterior:
         small = 2 * torch.atanh(self.estimate(noisy, t[..., None]) / 1000)
         return BitPosterior(torch.cat([small, torch.zeros_like(small)]), 1 << noisy.shape[-1])
 
