@@ -1,12 +1,14 @@
 """The ablation: heads and trainings on the same tokens with the same seed, in nats per token of held-out text.
 
     python benchmarks/ablation.py                            # every row, 200 steps each
-    python benchmarks/ablation.py --steps 800 --rows article,codebook-lm,codebook-noise,lm --judge
+    python benchmarks/ablation.py --steps 800 --rows draws,chain,chain-all,lm-on --judge
     python benchmarks/ablation.py --seconds 120 --resume     # equal time for each row; goes on where it was cut
-    python benchmarks/ablation.py --rows codebook-lm,codebook-lm+pretrain.diffusion.noise_draws=4    # any other setting
+    python benchmarks/ablation.py --rows chain,chain+model.head.width=96    # any other setting
 
-A row is a list of settings of the pipeline: ``--command ROW`` prints the ``bitlm run`` that trains the same head. The
-diffusion head's figures are upper bounds, the LM head's are exact. Tokens are made once, in the work folder.
+A row is a list of settings of the pipeline (``ablation_rows.py``): ``--command ROW`` prints the ``bitlm run`` that
+trains the same head. Where one starts from another, such as ``chain`` and ``lm-on`` from ``lm``, it goes on behind the
+batches that this one has seen, so that both heads are compared at the same tokens. Tokens are made once, in the work
+folder.
 """
 
 import argparse
@@ -15,78 +17,28 @@ import json
 import os
 import shutil
 import statistics
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from ablation_judge import judge, print_judgement
+from ablation_rows import LENGTH, PRESET, ROWS, SIZES, VOCABULARY, Row, in_order, row_of
+from ablation_table import PATHS, print_row, print_table
 from ablation_tokens import TokenBatches, made_tokens
 from transformers.utils import logging
 
-from bitlm.config import Head, PipelineConfig, configure
+from bitlm.config import PipelineConfig, configure
 from bitlm.data.shards.tokenizer import INFO_FILE, TokenizerInfo
-from bitlm.diffusion.bound import nats_per_token
+from bitlm.diffusion.bound import Bound, nats_per_token
+from bitlm.diffusion.chain import chain_per_token
 from bitlm.model import BitLMConfig, BitLMForCausalLM
 from bitlm.model.config import Vocabulary
 from bitlm.model.transfer import take_backbone
 from bitlm.train.loop import Folders, Setup, train
 from bitlm.train.validate import spread
 
-LENGTH = 256
 FINAL_STRATA = 8
-_DEEP = {"head_dim": 32, "head.num_layers": 3, "head.head_dim": 32}
-SIZES = {
-    "small": {"hidden_size": 128, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2, "ffn_size": 384, **_DEEP},
-    "trial": {"hidden_size": 192, "num_layers": 4, "num_heads": 6, "num_kv_heads": 3, "ffn_size": 640, **_DEEP},
-}
-VOCABULARY = 1024
-
-PRESET = "tiny-article"  # the article's and BitDance's choices, which a row's settings change
-BCE = ["pretrain.diffusion.loss=bce"]
-MATCHED = [*BCE, "model.head.denoiser=matched_filter"]
-PATHS = ["model.slot_embedding=true", "model.head.context_path=direct"]
-MUON = ["pretrain.optimizer=muon"]
-PRIOR = [*BCE, "model.head.denoiser=codebook_prior", *PATHS, *MUON]
-TOKEN = ["pretrain.diffusion.loss=token", "model.head.denoiser=codebook"]
-CODEBOOK = [*TOKEN, *PATHS, *MUON]
-FROM_LM = ["pretrain.init_from=lm"]
-SLOT_NOISE = ["pretrain.diffusion.slot_noise=0.7"]
-LEVELS = ["pretrain.diffusion.slot_noise=1", "pretrain.diffusion.t_distribution=uniform"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """``settings`` lie over ``PRESET``; ``start`` is the row whose backbone is taken over."""
-
-    name: str
-    settings: list[str]
-    head: Head = "diffusion"
-    start: str | None = None
-
-
-ROWS = {
-    row.name: row
-    for row in (
-        Row("article", []),
-        Row("x", ["pretrain.diffusion.loss=x"]),
-        Row("bce", BCE),
-        Row("matched", MATCHED),
-        Row("paths", [*MATCHED, *PATHS]),
-        Row("muon", [*MATCHED, *PATHS, *MUON]),
-        Row("prior", PRIOR),
-        Row("prior-lm", [*PRIOR, *FROM_LM], start="lm-muon"),
-        Row("codebook", CODEBOOK),
-        Row("codebook-lm", [*CODEBOOK, *FROM_LM], start="lm-muon"),
-        Row("codebook-noise", [*CODEBOOK, *FROM_LM, *SLOT_NOISE], start="lm-muon"),
-        Row("codebook-levels", [*CODEBOOK, *FROM_LM, *LEVELS], start="lm-muon"),
-        Row("tiny", [*TOKEN, *FROM_LM, *LEVELS], start="lm"),
-        Row("lm", [], head="lm"),
-        Row("lm-qwen3", ["model.initialization=qwen3"], head="lm"),
-        Row("lm-muon", MUON, head="lm"),
-    )
-}
 
 
 def main() -> None:
@@ -100,7 +52,7 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     tokens = made_tokens(args.work, VOCABULARY)
     results: dict[str, Any] = {}
-    for row in _in_order(args.rows):
+    for row in in_order(args.rows):
         results[row.name] = run(row, args, tokens)
         args.out.write_text(json.dumps({"options": _options(args), "rows": results}, indent=1))
         print_row(results[row.name])
@@ -153,24 +105,9 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     return {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
 
 
-def row_of(name: str) -> Row:
-    """``ROW`` or ``ROW+KEY=VALUE+…``."""
-    base, *changes = name.split("+")
-    return replace(ROWS[base], name=name, settings=[*ROWS[base].settings, *changes])
-
-
-def _in_order(names: list[str]) -> Iterator[Row]:
-    """The rows of these names, each after the one that it starts from."""
-    seen: set[str] = set()
-    for name in names:
-        for needed in (row_of(name).start, name):
-            if needed is not None and needed not in seen:
-                seen.add(needed)
-                yield row_of(needed)
-
-
 def settings(row: Row, args: argparse.Namespace) -> list[str]:
-    """All that the pipeline must be told to train this row."""
+    """All that the pipeline must be told to train this row. Only beside a diffusion head has the LM head a start."""
+    heads = ["diffusion", "lm"] if row.head == "lm" and row.start else [row.head]
     shape = [f"model.{key}={value}" for key, value in SIZES[args.sizes].items()]
     training = [
         f"tokenizer.vocab_size={VOCABULARY}",
@@ -179,7 +116,7 @@ def settings(row: Row, args: argparse.Namespace) -> list[str]:
         f"pretrain.learning_rate={args.learning_rate}",
         f"pretrain.muon_learning_rate={args.muon_learning_rate}",
         f"pretrain.seed={args.seed}",
-        f'pretrain.heads=["{row.head}"]',
+        f"pretrain.heads={json.dumps(heads)}",
     ]
     given = [*shape, *training, *row.settings, *args.set]
     last = {setting.partition("=")[0]: setting for setting in given}
@@ -192,7 +129,8 @@ def _length(steps: int) -> list[str]:
 
 def _folder(row: Row, args: argparse.Namespace) -> Path:
     """Where a row's training is kept: its name tells apart whatever options change it."""
-    told = json.dumps([settings(row, args), args.steps, args.seconds, args.points, args.validation])
+    start = row.start and _folder(ROWS[row.start], args).name
+    told = json.dumps([settings(row, args), args.steps, args.seconds, args.points, args.validation, start])
     return args.work / f"{row.name.partition('+')[0]}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
 
 
@@ -214,7 +152,7 @@ def run(row: Row, args: argparse.Namespace, tokens: Path, again: bool = True) ->
             f"pretrain.validation_batches={args.validation}",
         ],
     )
-    batches = TokenBatches(tokens, LENGTH, args.seed)
+    batches = TokenBatches(tokens, LENGTH, args.seed, _first_position(row, args))
     figures = train(setup(row, config, args, tokens, batches, folder), report=lambda line: None)
     lines = [json.loads(line) for line in (folder / "out" / "metrics.jsonl").read_text().splitlines()]
     return {
@@ -227,8 +165,16 @@ def run(row: Row, args: argparse.Namespace, tokens: Path, again: bool = True) ->
         "seconds_per_step": statistics.median(line["seconds"] for line in lines if "loss" in line),
         "training_seconds": sum(line["seconds"] for line in lines if "loss" in line),
         "points": [line for line in lines if "loss" not in line],
-        "bounds": _bounds(_model(folder), batches, args),
+        "nats": _held_out(_model(folder), batches, args),
     }
+
+
+def _first_position(row: Row, args: argparse.Namespace) -> int:
+    """Of the order of the data: behind what the start has seen, as in the pipeline."""
+    if row.start is None:
+        return 0
+    steps = args.steps if args.seconds is None else int((_folder(ROWS[row.start], args) / "steps").read_text())
+    return steps * args.batch
 
 
 def setup(
@@ -275,59 +221,20 @@ def _steps(row: Row, given: list[str], args: argparse.Namespace, tokens: Path, f
     return int(known.read_text())
 
 
-def _bounds(model: BitLMForCausalLM, batches: TokenBatches, args: argparse.Namespace) -> dict[str, Any]:
-    """With more noise levels than in training, along the joint, a staggered and the one-after-the-other path."""
+def _held_out(model: BitLMForCausalLM, batches: TokenBatches, args: argparse.Namespace) -> dict[str, Any]:
+    """Nats per token: the LM head's are ``exact``; of the diffusion head the ``chain``, and the bound along ``PATHS``
+    with more noise levels than in training."""
     indices = spread(batches.validation_count, args.validation * args.batch)
     parts = [indices[start : start + args.batch] for start in range(0, len(indices), args.batch)]
-    found = {}
-    for stagger in (0.0, 0.5, 1.0) if model.config.head == "diffusion" else (0.0,):
-        bound = nats_per_token(model, map(batches.validation, parts), strata=FINAL_STRATA, stagger=stagger)
-        slots = [slot.mean for slot in bound.slots]
-        found[str(stagger)] = {"mean": bound.mean, "stderr": bound.stderr, "slots": slots}
-    return found
 
+    def figures(measure: Callable[..., Bound], **options: Any) -> dict[str, Any]:
+        bound = measure(model, map(batches.validation, parts), **options)
+        return {"mean": bound.mean, "stderr": bound.stderr, "slots": [slot.mean for slot in bound.slots]}
 
-def print_row(result: dict[str, Any]) -> None:
-    points = ", ".join(f"{p['validation_nats_per_token']:.3f} after {p['step']} steps" for p in result["points"])
-    print(f"{result['row']}: {result['training_seconds']:.0f} s; nats per token {points}", flush=True)
-
-
-def print_table(results: list[dict[str, Any]]) -> None:
-    """Markdown. The last point is taken again, with more noise levels, along three paths."""
-    earlier = max(len(result["points"]) for result in results) - 1
-    head = [
-        "row",
-        "params M",
-        "steps",
-        "s/step",
-        *(f"point {i + 1}" for i in range(earlier)),
-        "end",
-        "slots",
-        "stagger 0.5",
-        "one after the other",
-    ]
-    print("Nats per token of held-out text ± standard error; of the diffusion head upper bounds, of the LM head exact.")
-    print(f"| {' | '.join(head)} |\n|{' --- |' * len(head)}")
-    for result in results:
-        points = [_at(point) for point in result["points"][:-1]]
-        joint = result["bounds"]["0.0"]
-        others = [result["bounds"].get(stagger) for stagger in ("0.5", "1.0")]
-        cells = [
-            result["row"],
-            f"{result['parameters']['total'] / 1e6:.2f}",
-            f"{result['steps']}",
-            f"{result['seconds_per_step']:.3f}",
-            *points,
-            *["–"] * (earlier - len(points)),
-            f"**{joint['mean']:.3f}** ± {joint['stderr']:.3f}",
-            " ".join(f"{slot:.2f}" for slot in joint["slots"]),
-            *("–" if other is None else f"{other['mean']:.3f}" for other in others),
-        ]
-        print(f"| {' | '.join(cells)} |")
-
-
-def _at(point: dict[str, Any]) -> str:
-    return f"{point['validation_nats_per_token']:.3f} (step {point['step']})"
+    if model.config.head == "lm":
+        return {"exact": figures(nats_per_token)}
+    bounds = {path: figures(nats_per_token, strata=FINAL_STRATA, stagger=stagger) for path, stagger in PATHS.items()}
+    return {"chain": figures(chain_per_token), **bounds}
 
 
 if __name__ == "__main__":

@@ -7,17 +7,24 @@ import torch
 from ablation_tokens import TokenBatches
 from torch import Tensor
 
+from bitlm.generation import Sampling
 from bitlm.model import BitLMForCausalLM
 
-# (K, stagger, ω): at 15 steps every path and guidance, at 4 steps the joint and a staggered one.
-SETTINGS = [(15, s, w) for s in (0.0, 0.25, 0.5, 1.0) for w in (1.0, 2.0, 4.0, 9.0)]
-SETTINGS += [(4, s, w) for s in (0.0, 0.5) for w in (1.0, 2.0, 4.0, 9.0)]
+SAMPLERS: list[dict[str, Any]] = [
+    *({"sampler": "commit", "slots_per_call": slots} for slots in (1, 2, 4)),
+    {"sampler": "commit", "order": "surest"},
+    {"sampler": "commit", "threshold": 0.5},
+    {"sampler": "commit", "guidance_scale": 2.0},
+    {"sampler": "commit", "temperature": 1.0},
+    *({"stagger": s, "guidance_scale": w} for s in (0.0, 0.5, 1.0) for w in (1.0, 2.0, 4.0, 9.0)),
+    *({"num_steps": 6, "solver": "dpmpp_2m", "time_grid": "shifted", "guidance_scale": w} for w in (1.0, 9.0)),
+]
 
 
 def judge(
     models: Mapping[str, BitLMForCausalLM], referee: BitLMForCausalLM, batches: TokenBatches, count: int
 ) -> list[dict[str, Any]]:
-    """Figures of ``count`` blocks for each model and setting, and first those of the real blocks."""
+    """Figures of ``count`` blocks for each model and sampler, and first those of the real blocks."""
     m = next(iter(models.values())).config.block_size
     ids = batches.validation(range(min(count, batches.validation_count))).input_ids
     N = ids.shape[1] // m
@@ -25,14 +32,14 @@ def judge(
     real = torch.stack([row[len(prompt) : len(prompt) + m] for prompt, row in zip(prompts, ids, strict=True)])
     found = [{"model": "real text", **_figures(referee, prompts, real, real)}]
     for name, model in models.items():
-        for steps, stagger, scale in SETTINGS:
-            output = model.generate(
-                prompts, max_new_tokens=m, num_steps=steps, stagger=stagger, guidance_scale=scale, seed=0
-            )
+        for options in SAMPLERS:
+            sampling = Sampling(max_new_tokens=m, **options)
+            output = model.generate(prompts, sampling=sampling)
             # A block that ended is filled with end tokens, as training fills it.
             filled = [(row + [model.config.end_token_id] * m)[:m] for row in output.ids]
             figures = _figures(referee, prompts, torch.tensor(filled), real)
-            found.append({"model": name, "num_steps": steps, "stagger": stagger, "guidance_scale": scale, **figures})
+            calls = sum(output.calls) / len(prompts)
+            found.append({"model": name, "sampler": sampling.name, "calls": calls, **figures})
     return found
 
 
@@ -52,17 +59,10 @@ def _figures(referee: BitLMForCausalLM, prompts: list[list[int]], blocks: Tensor
 
 
 def print_judgement(found: list[dict[str, Any]]) -> None:
-    """One Markdown table for each model: nats per token, and in brackets how often the first token is the real one."""
-    print("\nSampled blocks behind real text, judged by the LM head: nats per token [share of right first tokens].")
-    print(f"Real text: {found[0]['nats']:.2f} ± {found[0]['stderr']:.2f}")
-    scales = sorted({line["guidance_scale"] for line in found[1:]})
-    for model in dict.fromkeys(line["model"] for line in found[1:]):
-        print(f"\n| {model} | {' | '.join(f'ω = {scale:g}' for scale in scales)} |\n|{' --- |' * (len(scales) + 1)}")
-        own = [line for line in found if line["model"] == model]
-        for steps, stagger in dict.fromkeys((line["num_steps"], line["stagger"]) for line in own):
-            cells = [
-                f"{line['nats']:.2f} ± {line['stderr']:.2f} [{line['right'][0]:.0%}]"
-                for line in own
-                if (line["num_steps"], line["stagger"]) == (steps, stagger)
-            ]
-            print(f"| K = {steps}, stagger {stagger:g} | {' | '.join(cells)} |")
+    """Markdown; the share of right tokens is that of first tokens."""
+    print("\nSampled blocks behind real text: nats per token under the LM head.")
+    print("\n| model | sampler | head calls | nats per token | right first tokens |\n| --- | --- | --- | --- | --- |")
+    for line in found:
+        cells = [line["model"], line.get("sampler", ""), f"{line['calls']:.2f}" if "calls" in line else ""]
+        cells += [f"{line['nats']:.2f} ± {line['stderr']:.2f}", f"{line['right'][0]:.0%}"]
+        print(f"| {' | '.join(cells)} |")

@@ -48,11 +48,12 @@ def _texts() -> list[str]:
 
 
 class TokenBatches:
-    """Sequences of L tokens, as ``bitlm.train.batches.Batches``."""
+    """Sequences of L tokens, as ``bitlm.train.batches.Batches``. ``first_position`` of the training order is position 0
+    here."""
 
-    def __init__(self, folder: Path, length: int, seed: int) -> None:
+    def __init__(self, folder: Path, length: int, seed: int, first_position: int = 0) -> None:
         self._train, self._validation = (self._sequences(folder, split, length) for split in ("train", "validation"))
-        self._order = Order([len(self._train)], seed, 1)
+        self._order, self._first = Order([len(self._train)], seed, 1), first_position
         self.validation_count = len(self._validation)
         size = json.loads((folder / "validation.json").read_text())["bytes"]
         self.bytes_per_token = size / np.load(folder / "validation.npy", mmap_mode="r").size
@@ -63,7 +64,7 @@ class TokenBatches:
         return ids[: len(ids) // length * length].reshape(-1, length)
 
     def train(self, positions: range) -> Batch:
-        indices, epochs = self._order(positions)
+        indices, epochs = self._order(range(positions.start + self._first, positions.stop + self._first))
         return self._batch(self._train, indices.tolist(), epochs.tolist())
 
     def validation(self, indices: Sequence[int]) -> Batch:

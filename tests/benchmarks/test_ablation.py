@@ -27,14 +27,14 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(ablation_tokens, "_texts", lambda: texts)
     monkeypatch.setattr(ablation, "VOCABULARY", 300)
     monkeypatch.setattr(ablation, "LENGTH", 32)
-    monkeypatch.setattr(ablation_judge, "SETTINGS", [(2, 0.0, 1.0), (2, 0.5, 4.0)])
+    monkeypatch.setattr(ablation_judge, "SAMPLERS", [{"sampler": "commit"}, {"num_steps": 2, "stagger": 0.5}])
     monkeypatch.setitem(ablation.SIZES, "small", {**ablation.SIZES["small"], "num_layers": 1, "head.num_layers": 1})
     threads = torch.get_num_threads()
     yield tmp_path / "work"
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("name", [*ablation.ROWS, "codebook-lm+model.head.codebook_rank=16"])
+@pytest.mark.parametrize("name", [*ablation.ROWS, "chain+model.head.codebook_rank=16"])
 def test_a_row_is_settings_of_the_pipeline(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["ablation.py"])
     row = ablation.row_of(name)
@@ -42,6 +42,18 @@ def test_a_row_is_settings_of_the_pipeline(name: str, monkeypatch: pytest.Monkey
     assert (config.pretrain.init_from == "lm") == (row.start is not None)
     made = BitLMConfig.from_sections(config.model, row.head, Vocabulary(1024, 10, end_id=0, pad_id=1))
     assert made.diffusion_head.codebook_rank == (16 if "rank" in name else None)
+
+
+def test_the_row_tiny_is_the_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["ablation.py", "--sizes", "trial"])
+    preset = configure("tiny", [])
+    row = configure(ablation.PRESET, ablation.settings(ablation.row_of("tiny"), ablation._arguments()))
+    assert row.pretrain.diffusion == preset.pretrain.diffusion
+    assert (row.model.head, row.model.mask) == (preset.model.head, preset.model.mask)
+    assert (row.pretrain.optimizer, row.model.slot_embedding) == (
+        preset.pretrain.optimizer,
+        preset.model.slot_embedding,
+    )
 
 
 def test_no_two_rows_are_the_same() -> None:
@@ -61,14 +73,46 @@ def test_a_short_run_prints_its_table_and_goes_on_where_it_was(
     rows = found["rows"]
     assert [[point["step"] for point in row["points"]] for row in rows.values()] == [[2, 4]] * 4  # and lm-muon
     for row in rows.values():
-        bounds = row["bounds"]
-        assert np.mean(bounds["0.0"]["slots"]) == pytest.approx(bounds["0.0"]["mean"])
-        assert set(bounds) == ({"0.0"} if row["head"] == "lm" else {"0.0", "0.5", "1.0"})
+        diffusion = {"chain", "joint", "stagger 0.5", "one after the other"}
+        assert set(row["nats"]) == ({"exact"} if row["head"] == "lm" else diffusion)
+        for figures in row["nats"].values():
+            assert np.mean(figures["slots"]) == pytest.approx(figures["mean"])
     assert [line["model"] for line in found["judged"]] == ["real text", *["article"] * 2, *["codebook-noise"] * 2]
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--resume"])
     ablation.main()
     table = first[first.index("\nNats per token") :]
     assert table in capsys.readouterr().out
+
+
+def test_a_row_goes_on_behind_the_batches_of_its_start(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both heads see the same batches behind the start, as in the pipeline."""
+    seen: dict[str, list[int]] = {}
+    train = ablation.train
+
+    def spied(setup, **others):
+        name = Path(setup.folders.out).parent.name.rpartition("-")[0]
+        batches = setup.batches.train
+        seen[name] = []
+
+        def spied_batches(positions):
+            batch = batches(positions)
+            seen[name] += batch.indices
+            return batch
+
+        monkeypatch.setattr(setup.batches, "train", spied_batches)
+        return train(setup, **others)
+
+    monkeypatch.setattr(ablation, "train", spied)
+    options = "--steps 3 --batch 2 --validation 1 --threads 1 --points 1 --rows chain-all,lm-on"
+    monkeypatch.setattr(sys, "argv", ["ablation.py", *options.split(), "--work", str(work)])
+    ablation.main()
+    assert list(seen) == ["lm", "chain-all", "lm-on"]
+    whole = ablation_tokens.TokenBatches(ablation_tokens.made_tokens(work, 300), 32, 0).train(range(12)).indices
+    assert seen == {"lm": whole[:6], "chain-all": whole[6:], "lm-on": whole[6:]}
+    rows = json.loads((work / "results.json").read_text())["rows"]
+    assert rows["lm-on"]["points"][-1]["validation_nats_per_token"] < 0.9 * float(
+        rows["lm"]["points"][-1]["validation_nats_per_token"]
+    )
 
 
 def test_tokens_are_the_text_in_two_splits(work: Path) -> None:
