@@ -1,114 +1,118 @@
-"""Speed of generation: the diffusion head against the LM head of the same backbone, with random weights, in one run.
+"""Generation: the diffusion head's samplers against the LM head, speed and, of trained models, quality beside it.
 
-    python benchmarks/generate.py                                                      # tiny, CPU
-    python benchmarks/generate.py --scale 0.6b --device cuda --dtype bfloat16 --compile --json generate.json
+    python benchmarks/generate.py                                             # shapes of tiny, random weights, CPU
+    python benchmarks/generate.py --scale 0.6b --codebook --device cuda --dtype bfloat16 --compile --json generate.json
+    bitlm run && python benchmarks/generate.py --models finetune/tiny-diffusion finetune/tiny-lm    # ./artifacts
 
-Both heads stand on the very same backbone and use the same loop and key/value cache: the LM head takes one backbone
-pass per token, the diffusion head one per block of m tokens and K head calls (2K with guidance). Nothing ends early.
-Times include the pass over the prompt. ``--compile`` concerns the diffusion head alone.
+Greedy samplers are compared with the greedy LM head, those that sample with the LM head at the same temperature. With
+random weights both heads stand on the same backbone. Times include the pass over the prompt, and nothing ends early;
+the calls of trained models are those of their texts as they end. ``--compile`` concerns the diffusion head alone.
 """
 
 import argparse
 import json
 import os
 import platform
-import statistics
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from generate_models import Pair, Task, random_pair, trained_pair
+from generate_quality import COLUMNS, Quality, cells
+from generate_samplers import Line, default_options, lines, parse
+from generate_speed import race
+from transformers.utils import logging
 
-from bitlm.codes import min_bits
-from bitlm.config import configure
 from bitlm.devices import find_device
-from bitlm.errors import ConfigError
-from bitlm.generation import Sampling
-from bitlm.model import BitLMConfig, BitLMForCausalLM
-from bitlm.model.config import QWEN3_IDS, Vocabulary
+from bitlm.errors import BitLMError
 
 SCALES = ("tiny", "tiny-article", "0.6b", "1.7b", "4b", "8b")
-BATCHES, STEPS, OMEGAS = (1, 8, 64), (4, 8, 15), (1.0, 9.0)
+BATCHES = (1, 8, 64)
+NEW_TOKENS, PROMPT_TOKENS = 32, 64  # of random weights
 
 
-def models(args: argparse.Namespace) -> tuple[BitLMForCausalLM, BitLMForCausalLM]:
-    """The diffusion head's model, and the LM head's on the same backbone modules."""
-    config = configure(args.scale, args.assignments)
-    vocab_size = config.tokenizer.vocab_size if args.scale.startswith("tiny") else QWEN3_IDS
-    vocabulary = Vocabulary(vocab_size, min_bits(vocab_size), end_id=0, pad_id=0)
-    torch.set_default_dtype(getattr(torch, args.dtype))
-    torch.manual_seed(0)
-    with torch.device(args.device):
-        diffusion = BitLMForCausalLM(BitLMConfig.from_sections(config.model, "diffusion", vocabulary))
-    with torch.device("meta"):
-        lm = BitLMForCausalLM(BitLMConfig.from_sections(config.model, "lm", vocabulary))
-    lm.model = diffusion.model
-    lm.start_block = nn.Parameter(diffusion.start_block.detach()[:1].clone())
-    lm.head.to_empty(device=args.device)
-    with torch.no_grad():
-        # A fresh diffusion head answers 0 whatever it sees, and memory that was never written may hold anything.
-        for parameter in (*diffusion.head.parameters(), *lm.head.parameters()):
-            parameter.normal_(std=0.02)
-    for model in (diffusion, lm):
-        model.eval()
-        model.config.end_token_id = -1
-    return diffusion, lm
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, nargs="+", default=BATCHES)
+    parser.add_argument("--seconds", type=float, default=6.0, help="for each sampler and batch, about")
+    parser.add_argument("--sampler", action="append", metavar="KEY=VALUE,…", help="instead of the usual ones")
+    parser.add_argument("--new-tokens", type=int, help=f"by default {NEW_TOKENS}, or as many as a summary may have")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--json", metavar="FILE")
+    random = parser.add_argument_group("random weights")
+    random.add_argument("--scale", choices=SCALES, default="tiny")
+    random.add_argument("--codebook", action="store_true", help="with the head of tiny")
+    random.add_argument("--set", action="append", default=[], dest="assignments", metavar="STAGE.KEY=VALUE")
+    random.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    random.add_argument("--prompt-tokens", type=int, default=PROMPT_TOKENS)
+    trained = parser.add_argument_group("trained models")
+    trained.add_argument("--models", nargs=2, metavar="ID", help="finetune artifacts: diffusion head, LM head")
+    trained.add_argument("--root", default="artifacts")
+    trained.add_argument("--examples", type=int, help="the first so many of the test split; by default all")
+    trained.add_argument("--blocks", type=int, default=2000, help="places sampled twice for BrierLM; 0: none")
+    trained.add_argument("--text-batch", type=int, default=32, help="prompts at once where quality is measured")
+    return parser
 
 
-def measure(model: BitLMForCausalLM, batch: int, sampling: Sampling, args: argparse.Namespace) -> dict[str, float]:
-    """Median seconds of a generation: as many as ``--seconds`` allow, at most 5, after one that is not counted."""
-    draw = torch.Generator().manual_seed(1)
-    prompts = torch.randint(model.config.vocab_size, (batch, args.prompt_tokens), generator=draw).tolist()
-    times: list[float] = []
-    begin = time.perf_counter()
-    output = model.generate(prompts, sampling=sampling, max_new_tokens=2 * model.config.block_size)
-    while not times or (len(times) < 5 and time.perf_counter() - begin + times[-1] < args.seconds):
-        start = time.perf_counter()
-        output = model.generate(prompts, sampling=sampling)  # ends with ids on the host, so nothing is left running
-        times.append(time.perf_counter() - start)
-    seconds, tokens = statistics.median(times), batch * sampling.max_new_tokens
+def main() -> None:
+    parser = arguments()
+    args = parser.parse_args()
+    logging.disable_progress_bar()
+    try:
+        find_device(args.device)
+        options = None if args.sampler is None else list(map(parse, args.sampler))
+        pair, task = trained_pair(args) if args.models else (random_pair(args), None)
+        chosen = default_options(pair.diffusion.config.block_size) if options is None else options
+        new_tokens = args.new_tokens or (NEW_TOKENS if task is None else task.max_new_tokens)
+        compared = lines(chosen, new_tokens, args.compile)
+        for line in compared:
+            line.sampling.check_model(pair.of(line.head).config)
+    except BitLMError as error:
+        parser.error(str(error))
+    quality = None if task is None else Quality(pair, task, args.blocks, args.text_batch)
+    about = machine(args, pair)
+    print_head(args, about, quality)
+    found = []
+    for line in compared:
+        found.append(measure(line, pair, task, quality, args))
+        print_line(line, found[-1])
+    if args.device.startswith("cuda"):
+        about["peak_gib"] = torch.cuda.max_memory_allocated(args.device) / 2**30
+    if args.json:
+        Path(args.json).write_text(json.dumps({**about, "rows": found}, indent=1), encoding="utf8")
+
+
+def measure(
+    line: Line, pair: Pair, task: Task | None, quality: Quality | None, args: argparse.Namespace
+) -> dict[str, Any]:
+    """Figures of a line: ``speed`` by batch, and ``quality``, None without trained models."""
+    speed = {batch: race(pair, line, _prompts(pair, task, batch, args), args.seconds) for batch in args.batch}
     return {
-        "tokens_per_second": tokens / seconds,
-        "seconds": seconds,
-        "repeats": len(times),
-        "head_calls_per_token": sum(output.calls) / tokens,
-        "backbone_passes_per_token": sum(output.blocks) / tokens,
+        "head": line.head,
+        "sampler": line.name,
+        "temperature": line.temperature,
+        "speed": speed,
+        "quality": None if quality is None else quality.measure(line),
     }
 
 
-def rows(diffusion: BitLMForCausalLM, lm: BitLMForCausalLM, args: argparse.Namespace) -> list[dict[str, Any]]:
-    found = []
-    for batch in args.batch:
-        base = measure(lm, batch, Sampling(max_new_tokens=args.new_tokens), args)
-        found.append({"head": "lm", "batch": batch, "K": None, "omega": None, "ratio": 1.0, **base})
-        print(_line(found[-1]), flush=True)
-        for omega in args.omega:
-            for K in args.steps:
-                sampling = Sampling(
-                    max_new_tokens=args.new_tokens, num_steps=K, guidance_scale=omega, compile=args.compile
-                )
-                made = measure(diffusion, batch, sampling, args)
-                ratio = made["tokens_per_second"] / base["tokens_per_second"]
-                found.append({"head": "diffusion", "batch": batch, "K": K, "omega": omega, "ratio": ratio, **made})
-                print(_line(found[-1]), flush=True)
-    return found
+def _prompts(pair: Pair, task: Task | None, batch: int, args: argparse.Namespace) -> list[list[int]]:
+    """Random ones, or the first of the task, which come again where there are fewer."""
+    if task is not None:
+        return [task.prompts[row % len(task.prompts)] for row in range(batch)]
+    draw = torch.Generator().manual_seed(1)
+    return torch.randint(pair.lm.config.vocab_size, (batch, args.prompt_tokens), generator=draw).tolist()
 
 
-def _line(row: dict[str, Any]) -> str:
-    cells = [row["batch"], row["head"], row["K"] or "", "" if row["omega"] is None else f"{row['omega']:g}"]
-    cells += [f"{row['backbone_passes_per_token']:.2f}", f"{row['head_calls_per_token']:.2f}"]
-    return "| " + " | ".join(map(str, [*cells, f"{row['tokens_per_second']:,.0f}", f"{row['ratio']:.2f}"])) + " |"
-
-
-def machine(args: argparse.Namespace, diffusion: BitLMForCausalLM, lm: BitLMForCausalLM) -> dict[str, Any]:
+def machine(args: argparse.Namespace, pair: Pair) -> dict[str, Any]:
     name = f"{platform.processor() or platform.machine()} CPU"
     if args.device.startswith("cuda"):
         name = torch.cuda.get_device_name(args.device)
     counts = {
-        "backbone": sum(p.numel() for p in diffusion.model.parameters()),
-        "diffusion_head": sum(p.numel() for p in diffusion.head.parameters()),
-        "lm_head_own": sum(p.numel() for p in lm.head.parameters()),
+        "backbone": sum(p.numel() for p in pair.diffusion.model.parameters()),
+        "diffusion_head": sum(p.numel() for p in pair.diffusion.head.parameters()),
+        "lm_head_own": sum(p.numel() for p in pair.lm.head.parameters()),
     }
     return {
         "device": name,
@@ -117,39 +121,35 @@ def machine(args: argparse.Namespace, diffusion: BitLMForCausalLM, lm: BitLMForC
         "torch": torch.__version__,
         "options": {key: value for key, value in vars(args).items() if key != "json"},
         "parameters": counts,
-        "denoiser": diffusion.config.diffusion_head.denoiser,
+        "model": pair.diffusion.config.to_dict(),
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scale", choices=SCALES, default="tiny")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--new-tokens", type=int, default=32)
-    parser.add_argument("--prompt-tokens", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=4.0, help="per line of the table, about")
-    parser.add_argument("--batch", type=int, nargs="+", default=BATCHES)
-    parser.add_argument("--steps", type=int, nargs="+", default=STEPS, help="K")
-    parser.add_argument("--omega", type=float, nargs="+", default=OMEGAS, help="ω")
-    parser.add_argument("--set", action="append", default=[], dest="assignments", metavar="STAGE.KEY=VALUE")
-    parser.add_argument("--json", metavar="FILE")
-    args = parser.parse_args()
-    try:
-        find_device(args.device)
-    except ConfigError as error:
-        parser.error(str(error))
-    diffusion, lm = models(args)
-    about = machine(args, diffusion, lm)
-    print(f"{args.scale}, {args.dtype}, {about['device']}, {about['denoiser']} denoiser, compile = {args.compile}\n")
-    print("| batch | head | K | ω | backbone passes/token | head calls/token | tokens/s | against the LM head |")
-    print("|---|---|---|---|---|---|---|---|", flush=True)
-    found = rows(diffusion, lm, args)
-    if args.device.startswith("cuda"):
-        about["peak_gib"] = torch.cuda.max_memory_allocated(args.device) / 2**30
-    if args.json:
-        Path(args.json).write_text(json.dumps({**about, "rows": found}, indent=1), encoding="utf8")
+def print_head(args: argparse.Namespace, about: dict[str, Any], quality: Quality | None) -> None:
+    head = about["model"]["diffusion_head"]
+    kind = f"{head['denoiser']} denoiser, {head['attention']} attention, {head['num_layers']} layers"
+    subject = " and ".join(args.models) if args.models else f"{args.scale}, random weights, {args.dtype}"
+    print(f"{subject}; {kind}; {about['device']}, {about['threads']} threads, compile = {args.compile}")
+    if quality is not None:
+        print(f"Judge: nats per token under the LM head; of the references {quality.references():.2f}")
+    columns = ["decoding", "sampler", "backbone passes/token", "head calls/token"]
+    columns += [f"tokens/s at batch {batch} (of LM head's)" for batch in args.batch]
+    columns += COLUMNS if quality is not None else ()
+    print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
+
+
+def print_line(line: Line, row: dict[str, Any]) -> None:
+    speed, quality = list(row["speed"].values()), row["quality"]
+    cost = quality or speed[0]
+    shown = [
+        line.decoding,
+        line.name,
+        f"{cost['backbone_passes_per_token']:.2f}",
+        f"{cost['head_calls_per_token']:.2f}",
+    ]
+    shown += [f"{one['tokens_per_second']:,.0f} ({one['ratio']:.2f})" for one in speed]
+    shown += cells(quality) if quality else ()
+    print(f"| {' | '.join(shown)} |", flush=True)
 
 
 if __name__ == "__main__":
