@@ -1,5 +1,6 @@
 """A head that is shown its last estimate: training and sampling against loops written out by hand."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -106,7 +107,7 @@ def test_the_descent_is_the_loop_that_passes_its_estimate_on(
     levels = noise_levels(K, 4, stagger=stagger).float()
     A, estimate = sample_noise(3, 0, 0, 4, 6)[None], torch.zeros(1, 4, 6)
     states, largest = [A[0]], 0.0
-    for t, following in zip(levels[:-1], levels[1:], strict=True):
+    for t, following in itertools.pairwise(levels):
         clean = (t == 0)[:, None]
         shown = torch.where(clean, A.sign(), A)
         given = shown, t[None], model.head_constants()
