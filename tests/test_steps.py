@@ -75,7 +75,8 @@ def test_a_diffusion_head_is_also_evaluated_with_the_articles_sampler():
     own, article = (by_key[f"evaluate/tiny-diffusion-finetuned{suffix}"] for suffix in ("", "-article"))
     theirs = {"num_steps": 15, "guidance_scale": 9.0, "guidance_form": "prediction", "stagger": 0.0, "void": "clamp"}
     assert theirs.items() <= article.identity.items()
-    assert {key for key in own.identity if own.identity[key] != article.identity[key]} <= SAMPLER_KEYS
+    keys = own.identity.keys() | article.identity.keys()
+    assert {key for key in keys if own.identity.get(key) != article.identity.get(key)} <= SAMPLER_KEYS
     assert own.inputs == article.inputs
 
 
@@ -108,10 +109,10 @@ def test_a_change_reaches_exactly_what_depends_on_it():
     diffusion = {key for key in _by_key() if "tiny-diffusion" in key}
     assert _changed("pretrain.diffusion.noise_draws=2") == diffusion | {"report/tiny"}
     assert _changed("model.block_size=8") == diffusion | {"report/tiny"}
-    assert _changed("model.mask=causal") == diffusion | {"report/tiny"}
+    assert _changed("model.slot_embedding=true") == diffusion | {"report/tiny"}
     assert _changed("evaluate.lead_sentences=2") == {"evaluate/tiny-lead", "report/tiny"}
     own = {key for key in diffusion & OWN_SAMPLER}
-    assert _changed("evaluate.num_steps=4") == own | {"report/tiny"}
+    assert _changed("evaluate.slots_per_call=2") == own | {"report/tiny"}
     assert _changed("pretrain.steps=3") == lm | diffusion | {"report/tiny"}
     assert _changed("tokenizer.vocab_size=999") == set(_by_key()) - {"corpus/tiny", "evaluate/tiny-lead"}
 
