@@ -33,7 +33,7 @@ class PredictionWorker:
         fault = gpu_fault("evaluate", device) if execution.use_gpu else None
         if fault is not None:
             raise fault
-        return Predictor(self._root, self._model_id, device)
+        return Predictor(self._root, self._model_id, device, getattr(torch, self._settings.precision))
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """A BitLMError is returned as a row, because Ray would reduce an exception to its text."""

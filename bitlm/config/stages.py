@@ -271,11 +271,13 @@ class EvaluateExecution(Frozen):
     cpus_per_actor: int = Field(1, ge=1)
     use_gpu: bool = False
     batch_size: int = Field(32, ge=1)
+    compile: bool = Field(False, description="the diffusion head through torch.compile, on a GPU as one CUDA graph")
 
 
 class EvaluateConfig(StageConfig, SamplerConfig):
     split: Literal["validation", "test"] = "test"
     examples: int | None = Field(None, ge=1, description="the first so many examples of the split; by default all")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the models that generate")
     seed: int = Field(0, ge=0)
     lead_sentences: int = Field(1, ge=1, description="sentences of the lead baseline")
     bootstrap_samples: int = Field(1000, ge=1)

@@ -94,10 +94,12 @@ def _load_folder(folder: str) -> tuple[BitLMForCausalLM, TextTokenizer]:
 class Predictor:
     """A trained model with its tokenizer, from verified files."""
 
-    def __init__(self, root: str, model_id: str, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, root: str, model_id: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
         """Raises as ``load_model``."""
         model, self._tokenizer = load_model(root, model_id)
-        self._model = model.to(device)
+        self._model = model.to(device, dtype)
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text)
@@ -106,7 +108,7 @@ class Predictor:
         self, rows: Sequence[int], prompts: Sequence[Sequence[int]], max_new_tokens: int, settings: EvaluateConfig
     ) -> tuple[list[str], GenerateOutput]:
         """The text of each prompt, special tokens cut and white space trimmed (it may be empty), and what it cost."""
-        sampling = Sampling.of(settings, max_new_tokens)
+        sampling = Sampling.of(settings, max_new_tokens, compile=settings.execution.compile)
         output = self._model.generate(prompts, example_ids=rows, sampling=sampling)
         return [self._tokenizer.decode(ids).strip() for ids in output.ids], output
 

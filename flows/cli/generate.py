@@ -53,6 +53,7 @@ def add_parser(commands: Any) -> None:
     for name, settings in OPTIONS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", **settings)
     parser.add_argument("--compile", action="store_true", help="compile the head; slow at first, faster from then on")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision of the weights")
     parser.add_argument("--device", help="cpu, cuda or cuda:N; by default a GPU where there is one")
     parser.add_argument("--trace", action="store_true", help="print at which step each bit took its final sign")
     add_json(parser, help="generate all prompts in one batch and print JSON")
@@ -60,7 +61,8 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from transformers.utils import logging  # this, torch and the model take seconds to load
+    import torch  # this, transformers and the model take seconds to load
+    from transformers.utils import logging
 
     from bitlm.devices import find_device, gpu_memory
     from bitlm.evaluate.predictions import load_model
@@ -76,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         if not prompt:
             raise ConfigError(f"--prompt {text!r} is empty: give at least one character")
     with gpu_memory("give fewer or shorter prompts, or --device cpu"):
-        model.to(device)
+        model.to(device, getattr(torch, args.dtype))
         if args.json:
             print_json(_batch(model, tokenizer, args.prompt, prompts, sampling))
         else:

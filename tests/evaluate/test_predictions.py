@@ -7,6 +7,7 @@ from small_models import small_model
 
 from bitlm.config import EvaluateConfig
 from bitlm.evaluate import brier, predictions
+from bitlm.generation import GenerateOutput
 from bitlm.model import BitLMForCausalLM
 
 PROMPTS = [[3, 4, 5, 6], [7, 8], [9, 10, 11, 12, 13]]
@@ -41,3 +42,19 @@ def test_an_lm_heads_samples_have_the_brier_scores_of_its_probabilities(monkeypa
     error = values.std(axis=0) / rows**0.5
     assert (np.abs(values.mean(axis=0) - expected) < 4 * error).all()
     assert expected[0] > 10 * error[0]  # so that 0, which greedy or equal samples may have, is found
+
+
+def test_precision_and_compilation_are_those_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, asked = small_model(), []
+    monkeypatch.setattr(predictions, "load_model", lambda root, model_id: (model, None))
+    predictor = predictions.Predictor("", "", dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+    def generate(prompts, example_ids, sampling):
+        asked.append(sampling)
+        return GenerateOutput()
+
+    monkeypatch.setattr(model, "generate", generate)
+    for compiled in (False, True):
+        predictor.texts([], [], 8, EvaluateConfig(execution={"compile": compiled}))
+    assert [sampling.compile for sampling in asked] == [False, True]

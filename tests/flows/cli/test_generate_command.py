@@ -163,3 +163,15 @@ def test_a_folder_that_holds_no_model_is_refused(folder: Path, tmp_path: Path, c
 def test_the_descent_takes_no_temperature(folder: Path, capsys) -> None:
     assert main(words(folder, "--prompt", "x", "--temperature", "1")) == 1
     assert "bitlm: temperature = 1.0: the descent of a diffusion head has none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sampler", ["descent", "commit"])
+def test_bfloat16_is_the_model_cast(folder: Path, capsys, sampler: str) -> None:
+    options = ["--num-steps", "5", "--guidance-scale", "2"] if sampler == "descent" else []
+    given = ["generate", "--model", str(folder), "--max-new-tokens", "10", "--device", "cpu", "--sampler", sampler]
+    assert main([*given, *options, "--dtype", "bfloat16", "--prompt", TEXTS[0], "--json"]) == 0
+    (answer,) = json.loads(capsys.readouterr().out)
+    model, tokenizer = BitLMForCausalLM.load(folder).bfloat16(), tokenizers.TextTokenizer.load(folder)
+    settings = {"num_steps": 5, "guidance_scale": 2.0} if sampler == "descent" else {}
+    ids = model.generate([tokenizer.encode(TEXTS[0])], max_new_tokens=10, sampler=sampler, **settings).ids
+    assert answer["text"] == tokenizer.decode(ids[0]).strip()
