@@ -42,6 +42,7 @@ LEVELS = _diffusion("slot_noise=1", "t_distribution=uniform")
 DRAWS = [*TOKEN, *FROM_LM, *LEVELS]
 ATTENTION = ["model.head.attention=causal", "model.head.context_path=attention"]
 CHAIN = [*TOKEN, *FROM_LM, *ATTENTION, *_diffusion("noise_share=0", "chain_slots=1")]
+CODES = ["model.input=codes"]
 CAUSAL = [*CHAIN, "model.mask=causal"]
 TINY = [
     *CAUSAL,
@@ -78,12 +79,15 @@ ROWS = {
             start="lm",
         ),
         Row("draws-causal", [*DRAWS, *ATTENTION], start="lm"),
+        Row("self-conditioning", [*DRAWS, "model.head.self_conditioning=true"], start="lm"),
         # Clean prefixes in one pass of the head.
         Row("chain", CHAIN, start="lm"),
         Row("chain-all", [*CHAIN, *_diffusion("chain_slots=4")], start="lm"),
         Row("mixed", [*CHAIN, *LEVELS, *_diffusion("noise_share=0.25")], start="lm"),
         Row("layers-1", [*CHAIN, "model.head.num_layers=1"], start="lm"),
         Row("layers-2", [*CHAIN, "model.head.num_layers=2"], start="lm"),  # 3 in the rows above and below
+        Row("codes", [*CHAIN, *CODES], start="lm-codes"),
+        Row("flips-0.1", [*CHAIN, *CODES, *_diffusion("flip_share=0.1")], start="lm-codes"),
         # The same behind a causal mask in the backbone.
         Row("causal", CAUSAL, start="lm"),
         Row("offsets-2", [*CAUSAL, *_diffusion("block_offsets=2")], start="lm"),
@@ -94,6 +98,8 @@ ROWS = {
         Row("tiny", TINY, start="lm"),
         Row("lm", [], head="lm"),
         Row("lm-on", FROM_LM, head="lm", start="lm"),
+        Row("lm-codes", CODES, head="lm"),
+        Row("lm-codes-on", [*FROM_LM, *CODES], head="lm", start="lm-codes"),
         Row("lm-qwen3", ["model.initialization=qwen3"], head="lm"),
         Row("lm-muon", MUON, head="lm"),
     )
