@@ -40,7 +40,7 @@ def tiny() -> Sections:
         loss="token", t_distribution="uniform", slot_noise=1, noise_share=0.125, chain_slots=1, block_offsets=4
     )
     head = HeadConfig(num_layers=1, head_dim=32, denoiser="codebook", context_path="attention", attention="causal")
-    evaluate = EvaluateConfig(sampler="commit", examples=200, brier_blocks=500, execution={"cpus_per_actor": 2})
+    evaluate = EvaluateConfig(sampler="commit", examples=200, brier_blocks=400, execution={"cpus_per_actor": 2})
     return _tiny(head, diffusion, evaluate, mask="causal", init_from="lm")
 
 
@@ -49,7 +49,7 @@ def tiny_article() -> Sections:
     norms alone, the velocity loss, the descent, and random start weights.
     """
     head = HeadConfig(num_layers=3, head_dim=32)
-    evaluate = EvaluateConfig(examples=200, brier_blocks=500, execution={"cpus_per_actor": 2})
+    evaluate = EvaluateConfig(examples=200, brier_blocks=400, execution={"cpus_per_actor": 2})
     return _tiny(head, DiffusionConfig(), evaluate, mask="block", init_from=None)
 
 
@@ -83,15 +83,15 @@ def _tiny(
             # One window holds the whole corpus, so that a short training does not see its first packages only.
             window_shards=16,
             batch_size=8,
-            steps=300,
+            steps=250,
             learning_rate=5e-3,
-            validate_every=50,
+            validate_every=125,
             validation_batches=4,
             init_from=init_from,
             **training,
         ),
         finetune=FinetuneConfig(
-            batch_size=16, steps=150, learning_rate=1e-3, validate_every=50, validation_batches=4, **training
+            batch_size=16, steps=150, learning_rate=1e-3, validate_every=75, validation_batches=4, **training
         ),
         evaluate=evaluate,
     )
