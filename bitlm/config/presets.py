@@ -40,7 +40,9 @@ def tiny() -> Sections:
         loss="token", t_distribution="uniform", slot_noise=1, noise_share=0.125, chain_slots=1, block_offsets=4
     )
     head = HeadConfig(num_layers=1, head_dim=32, denoiser="codebook", context_path="attention", attention="causal")
-    evaluate = EvaluateConfig(sampler="commit", examples=200, brier_blocks=400, execution={"cpus_per_actor": 2})
+    evaluate = EvaluateConfig(
+        sampler="commit", examples=200, brier_blocks=200, execution={"cpus_per_actor": 2, "batch_size": 64}
+    )
     return _tiny(head, diffusion, evaluate, mask="causal", init_from="lm")
 
 
@@ -49,7 +51,7 @@ def tiny_article() -> Sections:
     norms alone, the velocity loss, the descent, and random start weights.
     """
     head = HeadConfig(num_layers=3, head_dim=32)
-    evaluate = EvaluateConfig(examples=200, brier_blocks=400, execution={"cpus_per_actor": 2})
+    evaluate = EvaluateConfig(examples=200, brier_blocks=200, execution={"cpus_per_actor": 2, "batch_size": 64})
     return _tiny(head, DiffusionConfig(), evaluate, mask="block", init_from=None)
 
 
@@ -59,7 +61,7 @@ def _tiny(
     training = {
         "warmup_steps": 40,
         "diffusion": diffusion,
-        "execution": {"cpus_per_worker": 2, "checkpoint_every": 100},
+        "execution": {"cpus_per_worker": 2, "checkpoint_every": 125},
     }
     return Sections(
         corpus=CorpusConfig(name="tiny", validation_fraction=0.02),
