@@ -7,7 +7,9 @@ RuntimeError, unless those of the CPU are single numbers.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bitlm.model import backbone, codebook
+from bitlm.model.prefix import PrefixPass
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 LIFT = torch.ops.aten.lift_fresh.default  # the last part of torch.tensor(…), which has no other
@@ -112,7 +115,8 @@ def second_device() -> Iterator[torch.device]:
     """The second device. What the model keeps for each device is forgotten at both ends."""
     _forget()
     operations = Operations(Marks())
-    with operations, Calls(operations):
+    memory = mock.patch.object(torch.cuda, "get_device_properties", return_value=SimpleNamespace(total_memory=2**34))
+    with operations, Calls(operations), memory:
         yield CUDA
     _forget()
 
@@ -120,3 +124,4 @@ def second_device() -> Iterator[torch.device]:
 def _forget() -> None:
     backbone._cached_mask.cache_clear()
     codebook._all_codes.cache_clear()
+    PrefixPass.of.cache_clear()

@@ -28,6 +28,7 @@ from bitlm.train.step import train_step
 from bitlm.train.validate import validate
 
 PROMPTS = [[1, 2, 3, 4, 5], [7], [3] * 9]
+CHAIN = {"denoiser": "codebook", "attention": "causal", "context_path": "attention", "mask": "causal"}
 COMMIT = {"sampler": "commit", "num_steps": 15}
 ALL_OPTIONS = {"codebook_candidates": 8, "codebook_rank": 8, "slot_embedding": True, "context_path": "direct"}
 
@@ -67,6 +68,8 @@ def test_devices_do_not_mix() -> None:
         ({"denoiser": "codebook"}, {"guidance_low": 0.3, "guidance_high": 0.8, "stagger": 0.5}),
         ({"denoiser": "codebook", **ALL_OPTIONS}, COMMIT | {"threshold": 0.1, "temperature": 1.0, "trace": True}),
         ({"denoiser": "direct"}, COMMIT | {"order": "surest", "guidance_scale": 2.0, "temperature": 0.5}),
+        (CHAIN, COMMIT | {"guidance_scale": 2.0, "temperature": 1.0}),
+        (CHAIN, {"stagger": 1.0}),
     ],
 )
 def test_generation_stays_on_the_models_device(model: dict[str, Any], options: dict[str, Any]) -> None:
@@ -80,7 +83,9 @@ def test_generation_stays_on_the_models_device(model: dict[str, Any], options: d
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize(("head", "optimizer"), [("diffusion", "adamw"), ("lm", "adamw"), ("codebook", "muon")])
+@pytest.mark.parametrize(
+    ("head", "optimizer"), [("diffusion", "adamw"), ("lm", "adamw"), ("codebook", "muon"), ("chain", "adamw")]
+)
 def test_training_stays_on_the_models_device(
     head: str, optimizer: str, masked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +177,7 @@ def _nothing(*args: Any) -> Iterator[None]:
         ({"denoiser": "codebook", **ALL_OPTIONS}, {"num_steps": 4, "guidance_scale": 2.0, "solver": "dpmpp_2m"}),
         ({"denoiser": "codebook", **ALL_OPTIONS}, {"sampler": "commit", "order": "surest", "temperature": 0.7}),
         ({"denoiser": "matched_filter"}, {"sampler": "commit", "guidance_scale": 2.0}),
+        (CHAIN, {"sampler": "commit", "temperature": 0.7}),
     ],
 )
 def test_a_cuda_graph_gives_what_its_steps_give(model: dict[str, Any], sampler: dict[str, Any]) -> None:

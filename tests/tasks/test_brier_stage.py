@@ -37,6 +37,7 @@ SEQUENCES = [
 ]
 SETTINGS = [
     "evaluate.brier_blocks=1000",
+    "evaluate.sampler=descent",
     "evaluate.num_steps=3",
     "evaluate.stagger=0",
     "evaluate.bootstrap_samples=20",
