@@ -29,8 +29,11 @@ def check(diffusion: DiffusionConfig, head: HeadConfig, mask: Mask, block_size: 
             f"{loss}block_offsets = {diffusion.block_offsets} needs {model}mask = causal and {loss}chain_slots of 1 or "
             "more"
         )
-    if diffusion.chain_slots == 0 and diffusion.noise_share == 0:
-        raise ValueError(f"{loss}noise_share = 0 leaves nothing to learn without {loss}chain_slots")
+    if diffusion.chain_slots == 0 and diffusion.noise_share < 1:
+        raise ValueError(
+            f"{loss}noise_share = {diffusion.noise_share:g} needs {loss}chain_slots of 1 or more: the other blocks "
+            "would learn nothing"
+        )
     if diffusion.next_token_weight and (mask, head.denoiser) != ("causal", "codebook"):
         raise ValueError(
             f"{loss}next_token_weight = {diffusion.next_token_weight} needs {model}mask = causal and "

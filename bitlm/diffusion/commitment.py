@@ -105,7 +105,7 @@ class Commitment:
             if self.guided:
                 posterior = posterior.guided(self.guidance_scale)
             if self.temperature == 0:
-                tokens_nc = posterior.best()[0]
+                tokens_nc = posterior.mode()
             else:
                 tokens_nc = posterior.sample(uniform_nm[:, first : first + count], self.temperature)
             ids_nm = torch.cat([ids_nm, tokens_nc], dim=1)
@@ -117,8 +117,10 @@ class Commitment:
 
     def _choose(self, posterior: Posterior, landed_rm: Tensor, uniform_rm: Tensor | None) -> tuple[Tensor, Tensor]:
         """A token for every slot [r, m], and which slots land on theirs."""
-        if self.temperature == 0 or self.order == "surest" or self.threshold is not None:
+        if self.order == "surest" or self.threshold is not None:
             tokens_rm, log_p_rm = posterior.best()
+        elif self.temperature == 0:
+            tokens_rm = posterior.mode()
         if self.order == "left":
             place_rm = (~landed_rm).cumsum(1) - 1
         else:

@@ -20,8 +20,12 @@ class Posterior(Protocol):
         """log P(bit = 1) - log P(bit = 0), [n, s, B] float32; the mean code Â_0 is their ``to_codes``."""
         ...
 
+    def mode(self) -> Tensor:
+        """The most probable token, [n, s] int64."""
+        ...
+
     def best(self) -> tuple[Tensor, Tensor]:
-        """The most probable token [n, s] int64, and its log p [n, s], nats."""
+        """``mode`` and its log p [n, s], nats, which costs a sum over all tokens."""
         ...
 
     def sample(self, uniform_ns: Tensor, temperature: float = 1.0) -> Tensor:
@@ -54,8 +58,11 @@ class BitPosterior:
     def log_odds(self) -> Tensor:
         return self.logits
 
+    def mode(self) -> Tensor:
+        return decode(self.logits, self.vocab_size, "nearest")
+
     def best(self) -> tuple[Tensor, Tensor]:
-        ids_ns = decode(self.logits, self.vocab_size, "nearest")
+        ids_ns = self.mode()
         return ids_ns, self.log_prob(ids_ns)
 
     def sample(self, uniform_ns: Tensor, temperature: float = 1.0) -> Tensor:

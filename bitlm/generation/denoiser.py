@@ -74,6 +74,9 @@ class CompiledPosterior:
     def log_odds(self) -> Tensor:
         return self._ask("log_odds")
 
+    def mode(self) -> Tensor:
+        return self._ask("mode")
+
     def best(self) -> tuple[Tensor, Tensor]:
         return self._ask("best")
 

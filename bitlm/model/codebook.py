@@ -82,12 +82,8 @@ class Codebook(nn.Module):
     def add_scores(self, block: BlockState, constants: HeadConstants) -> BlockState:
         """The block with the scores of all V tokens in place of the query, unless these take too much memory."""
         if block.scores is None and _fits(block.query, self.vocab_size):
-            return replace(block, scores=_scores(block.query, constants), query=None)
+            return replace(block, scores=token_scores(block.query, constants), query=None)
         return block
-
-    def score(self, query: Tensor, constants: HeadConstants) -> Tensor:
-        """q [..., D] → E_y·q + log u_y of all V tokens, [..., V] float32."""
-        return _scores(query, constants)
 
     def rows_of(self, ids: Tensor, constants: HeadConstants) -> Tensor:
         """√R·R_y, the mean row of a token that is known, [..., R]."""
@@ -118,16 +114,16 @@ class Codebook(nn.Module):
         the scores of all V where there are no more."""
         query_nmD = block.query
         if count >= self.vocab_size:
-            return replace(block, scores=_scores(query_nmD, constants), query=None)
+            return replace(block, scores=token_scores(query_nmD, constants), query=None)
 
         def likeliest(query_kD: Tensor, *context_log_odds: Tensor) -> Tensor:
-            scores_kV = _scores(query_kD, constants)
+            scores_kV = token_scores(query_kD, constants)
             if context_log_odds:
                 scores_kV = posterior_scores(scores_kV, constants.rows, constants.codes, *context_log_odds)
             return scores_kV.topk(count, dim=-1).indices.sort(dim=-1).values
 
         def scores_of(query_kD: Tensor, tokens_kc: Tensor) -> Tensor:
-            return _scores(query_kD, constants).gather(-1, tokens_kc)
+            return token_scores(query_kD, constants).gather(-1, tokens_kc)
 
         evidence = [] if block.context_log_odds is None else [block.context_log_odds]
         tokens_nmc = in_chunks(likeliest, self.vocab_size, query_nmD, *evidence)
@@ -164,7 +160,7 @@ class Codebook(nn.Module):
             return function(block.scores, rows, codes, *slots)
 
         def over_all(query_kD: Tensor, *slots: Tensor) -> Any:
-            return function(_scores(query_kD, constants), constants.rows, constants.codes, *slots)
+            return function(token_scores(query_kD, constants), constants.rows, constants.codes, *slots)
 
         return in_chunks(over_all, self.vocab_size, block.query, *slots)
 
@@ -214,7 +210,7 @@ def last_vector(m: int, D: int) -> Tensor:
     return weight.view(m * D, m * D)
 
 
-def _scores(query: Tensor, constants: HeadConstants) -> Tensor:
+def token_scores(query: Tensor, constants: HeadConstants) -> Tensor:
     """q [..., D] → E_y·q + log u_y of all V tokens, [..., V] float32."""
     V = len(constants.log_unigram)
     return F.linear(query, constants.embedding[:V]).float() + constants.log_unigram

@@ -54,7 +54,7 @@ class DiffusionHead(nn.Module):
         """The same for ``behind_prefix``, block by block."""
         null = self.prepare(self.null_context[None]) if guided else None
         ends, network = self._ends(), self.network
-        modulations = network.modulate(ends, ends) if network.path == "attention" else None
+        modulations = network.modulate(ends, None) if network.path == "attention" else None
         return replace(self.constants(embedding, tables=False), ends=ends, modulations=modulations, null=null)
 
     @property

@@ -220,8 +220,6 @@ class BitLMForCausalLM(GenerationMixin, BitLMPreTrainedModel):
         self.check_unchanged()
         check_arguments(unsupported)
         check_ids(self.config, input_ids)
-        if self.config.head == "diffusion":
-            check_losses(self.config, diffusion)
         input_ids = input_ids.long()
         visible_bL = None if attention_mask is None else visible_tokens(attention_mask, input_ids)
         in_loss_bNm = self._in_loss(input_ids, visible_bL, labels, loss_tokens)  # None: all tokens
@@ -232,21 +230,20 @@ class BitLMForCausalLM(GenerationMixin, BitLMPreTrainedModel):
             return tensor.flatten(0, 1) if chosen_bN is None else tensor[chosen_bN]
 
         b, N, m = len(input_ids), input_ids.shape[1] // self.config.block_size, self.config.block_size
-        if self.config.head == "diffusion":
-            noise = (noise or self._fresh_noise(b, N, diffusion)).to(input_ids.device)
-        flips_bLB = noise.flips if self.config.head == "diffusion" else None
-        context_bNmD = self._contexts(input_ids, visible_bL, flips_bLB)
-        context_nmD, targets_nm = of_chosen_blocks(context_bNmD), of_chosen_blocks(input_ids.view(b, N, m))
+        ids_bNm = input_ids.view(b, N, m)
         if self.config.head == "lm":
-            losses_ndm = self.token_nll(context_nmD, targets_nm)[:, None]  # one draw, m = 1
-        else:
-            of_blocks = noise.map(of_chosen_blocks)
-            losses_ndm = slot_losses(self.head, self.embedding, context_nmD, targets_nm, of_blocks, diffusion)
+            context_nmD = of_chosen_blocks(self._contexts(input_ids, visible_bL))
+            losses_ndm = self.token_nll(context_nmD, of_chosen_blocks(ids_bNm))[:, None]  # one draw, m = 1
+            return _collect(losses_ndm, in_loss_bNm, (b, N))
+        check_losses(self.config, diffusion)
+        noise = (noise or self._fresh_noise(b, N, diffusion)).to(input_ids.device)
+        context_bNmD = self._contexts(input_ids, visible_bL, noise.flips)
+        blocks = of_chosen_blocks(context_bNmD), of_chosen_blocks(ids_bNm), noise.map(of_chosen_blocks)
+        losses_ndm = slot_losses(self.head, self.embedding, *blocks, diffusion)
         output = _collect(losses_ndm, in_loss_bNm, (b, N))
-        if self.config.head == "diffusion":
-            visible_bNm = None if visible_bL is None else visible_bL.view(b, N, m)
-            sequences = Sequences(context_bNmD, input_ids.view(b, N, m), output.in_loss, visible_bNm)
-            self._add_further_losses(output, sequences, noise.offsets, diffusion)
+        visible_bNm = None if visible_bL is None else visible_bL.view(b, N, m)
+        sequences = Sequences(context_bNmD, ids_bNm, output.in_loss, visible_bNm)
+        self._add_further_losses(output, sequences, noise.offsets, diffusion)
         return output
 
     def token_nll(self, context: Tensor, targets: Tensor) -> Tensor:

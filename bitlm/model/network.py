@@ -131,10 +131,10 @@ class HeadNetwork(nn.Module):
         parts = self.memory(context_nmD).unflatten(-1, (len(self.layers), 2, self.num_heads, self.head_dim))
         return parts.permute(0, 2, 3, 4, 1, 5)
 
-    def modulate(self, time_nsH: Tensor, condition_nsH: Tensor) -> list[Tensor]:
+    def modulate(self, time_nsH: Tensor, condition_nsH: Tensor | None) -> list[Tensor]:
         """``embed_time(t)`` (one row may serve all n blocks) and ``condition(C)`` → the parameters of the adaptive
         norms: of each group of layers [n or 1, s, 6H], and at last of the final norm [n or 1, s, 2H]. On the path
-        ``attention`` C has no part in them."""
+        ``attention`` C has no part in them, and may be None."""
         modulated_by = F.silu(time_nsH if self.path == "attention" else time_nsH + condition_nsH)
         return [linear(modulated_by) for linear in (*self.modulations, self.final_modulation)]
 

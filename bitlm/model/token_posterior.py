@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitlm.model.codebook import Codebook, bit_log_odds, posterior_scores
+from bitlm.model.codebook import Codebook, bit_log_odds, posterior_scores, token_scores
 from bitlm.model.state import BlockState, HeadConstants
 
 Reduce = Callable[..., Any]
@@ -29,6 +29,12 @@ class TokenPosterior:
 
     def log_odds(self) -> Tensor:
         return self._reduce(bit_log_odds)
+
+    def mode(self) -> Tensor:
+        def mode(log_p: Tensor, codes: Tensor, *tokens: Tensor) -> Tensor:
+            return _id(log_p.argmax(-1), *tokens)
+
+        return self._reduce(mode, *self._tokens())
 
     def best(self) -> tuple[Tensor, Tensor]:
         def best(log_p: Tensor, codes: Tensor, *tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,7 +92,7 @@ class TokenPosterior:
         halves = [tensor.chunk(2) for tensor in tensors]
 
         def of_both(scores: Tensor, rows: Tensor, codes: Tensor, null_told: Tensor, *more: Tensor) -> Any:
-            null_scores = self.codebook.score(null_told, self.constants) if null.scores is None else null_told
+            null_scores = token_scores(null_told, self.constants) if null.scores is None else null_told
             given = dict(zip(names, more[:width], strict=True))
             of_null = dict(zip(names, more[width : 2 * width], strict=True))
             log_p = posterior_scores(scores, rows, codes, **given).log_softmax(-1)

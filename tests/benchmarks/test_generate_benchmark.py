@@ -6,23 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
-import torch
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import generate
 import generate_models
 import generate_samplers
 import generate_speed
-from made import begin, draft
+from made_models import commit, write, write_corpus, write_model
 from small_models import SMALL, small_model
 
-from bitlm import storage
-from bitlm.artifacts import Record, Store
+from bitlm.artifacts import Store
 from bitlm.config import PromptConfig, TokenizerConfig, configure
 from bitlm.data.shards import tokenizer as tokenizers
-from bitlm.data.sources.corpus import Corpus, Summaries, parquet_bytes, write_owned
 from bitlm.data.summaries.examples import Example
 from bitlm.data.summaries.prompts import encode_prompts, encode_summaries
 from bitlm.evaluate import brier, rouge
@@ -30,7 +26,7 @@ from bitlm.evaluate.continuations import in_summaries, until_end
 from bitlm.evaluate.judge import judge
 from bitlm.evaluate.predictions import load_model
 from bitlm.generation import Sampling
-from bitlm.model import BitLMConfig, BitLMForCausalLM
+from bitlm.model import BitLMConfig
 
 QUICK = ["--batch", "2", "--seconds", "0"]
 WORDS = ["return", "the", "value", "of", "an", "item", "as", "text", "when", "none", "is", "given", "or", "raise"]
@@ -144,7 +140,7 @@ def test_the_head_of_tiny_at_another_scale() -> None:
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus of a few examples and a random model with each head; ``other-lm`` has another prompt."""
     store = Store(str(tmp_path_factory.mktemp("store")))
-    corpus = commit(store, "corpus", "few", {}, {}, corpus_files)
+    corpus = commit(store, "corpus", "few", {}, {}, lambda out: write_corpus(out, EXAMPLES))
     section = TokenizerConfig(vocab_size=300)
     data = tokenizers.train([example.document for example in EXAMPLES], section)
     info = tokenizers.describe(data, section)
@@ -173,44 +169,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         identity = {"head": head, "prompt": prompt.identity()}
         inputs = {"corpus": corpus, "tokenizer": tokenizer}
-        commit(store, "finetune", name, identity, inputs, lambda out, of=config: model_files(out, of, files))
+        commit(store, "finetune", name, identity, inputs, lambda out, of=config: write_model(out, of, files))
     return Path(store.root)
-
-
-def commit(store: Store, stage: str, name: str, identity: dict, inputs: dict[str, Record], fill) -> Record:
-    of = draft(stage, name, identity, inputs)
-    work = begin(store, of, {})
-    fill(work.out)
-    return store.commit(work, of)
-
-
-def write(out: str, files: dict[str, bytes]) -> None:
-    for path, data in files.items():
-        storage.write_atomic(storage.join(out, path), data)
-
-
-def corpus_files(out: str) -> None:
-    rows = pa.Table.from_pylist([example._asdict() for example in EXAMPLES])
-    file = write_owned(parquet_bytes(rows), out, "summaries/test.parquet", ("document", "summary", "id"))
-    described = Corpus(
-        kind="owned",
-        files=(),
-        text_column="text",
-        id_column="id",
-        validation_fraction=0.1,
-        summaries=Summaries(train=(), validation=(), test=(file,), hash_split=False),
-    )
-    write(out, {"source.json": described.to_json()})
-
-
-def model_files(out: str, config: BitLMConfig, files: dict[str, bytes]) -> None:
-    torch.manual_seed(0)
-    model = BitLMForCausalLM(config)
-    with torch.no_grad():  # a fresh diffusion head answers 0 whatever it sees
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape))
-    model.save_pretrained(storage.join(out, "model"))
-    write(storage.join(out, "model"), files)
 
 
 MODELS = ["--models", "finetune/few-diffusion", "finetune/few-lm"]

@@ -21,7 +21,8 @@ CAUSAL = ["model.head.attention=causal", "model.mask=causal", "model.head.denois
             "block_offsets = 2 needs model.mask = causal and {}chain_slots of 1 or more",
         ),
         ([], ["chain_slots=0", "block_offsets=2"], "block_offsets = 2 needs model.mask = causal and {}chain_slots of"),
-        ([], ["chain_slots=0", "noise_share=0"], "noise_share = 0 leaves nothing to learn without {}chain_slots"),
+        ([], ["chain_slots=0", "noise_share=0"], "noise_share = 0 needs {}chain_slots of 1 or more"),
+        ([], ["chain_slots=0", "noise_share=0.5"], "noise_share = 0.5 needs {}chain_slots of 1 or more"),
         (["model.mask=block"], ["next_token_weight=0.5"], "next_token_weight = 0.5 needs model.mask = causal and"),
         (
             ["model.head.denoiser=direct"],

@@ -36,6 +36,7 @@ def test_token_probabilities_are_those_of_a_brute_force(size, seed, spread, scal
     found = torch.stack([ours.log_prob(every[..., y]) for y in range(V)], dim=-1)
     torch.testing.assert_close(found.double(), plain.log_p, rtol=1e-6, atol=1e-6)
     ids, log_p = ours.best()
+    assert torch.equal(ours.mode(), ids)
     torch.testing.assert_close(log_p.double(), plain.log_p.amax(-1), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(plain.log_prob(ids), log_p, rtol=1e-6, atol=1e-6)
     assert torch.equal(ours.log_odds(), logits)

@@ -46,6 +46,9 @@ class TablePosterior:
         zero_p = self.log_p[..., None, :].masked_fill(one, -torch.inf).logsumexp(-1)
         return (one_p - zero_p).float()
 
+    def mode(self) -> Tensor:
+        return self.log_p.argmax(-1)
+
     def best(self) -> tuple[Tensor, Tensor]:
         log_p, ids = self.log_p.max(-1)
         return ids, log_p.float()

@@ -212,14 +212,14 @@ def test_chunks_change_nothing(
     whole = run()
     widths = []
     monkeypatch.setattr(codebook, "scores_held", lambda device: 3 * V)
-    scores = codebook._scores
+    scores = codebook.token_scores
 
     def watched(query: Tensor, constants: HeadConstants) -> Tensor:
         found = scores(query, constants)
         widths.append(found.numel())
         return found
 
-    monkeypatch.setattr(codebook, "_scores", watched)
+    monkeypatch.setattr(codebook, "token_scores", watched)
     for one, other in zip(whole, run(), strict=True):
         assert (one - other).norm() <= 1e-4 * one.norm()
     assert max(widths) == 3 * V  # of 20 V scores

@@ -197,7 +197,7 @@ def test_rows_add_up_and_every_parameter_learns(build: Build, options: dict) -> 
         (CAUSAL, {"chain_slots": 1, "block_offsets": 5}, "block_offsets = 5 is more than block_size = 4"),
         (CAUSAL | {"mask": "block"}, {"chain_slots": 1, "block_offsets": 2}, "block_offsets = 2 needs mask = causal"),
         (CAUSAL, {"block_offsets": 2}, "block_offsets = 2 needs mask = causal and chain_slots of 1 or more"),
-        (CAUSAL, {"noise_share": 0}, "noise_share = 0 leaves nothing to learn without chain_slots"),
+        (CAUSAL, {"noise_share": 0}, "noise_share = 0 needs chain_slots of 1 or more"),
         (CAUSAL | {"mask": "block"}, {"next_token_weight": 0.5}, "next_token_weight = 0.5 needs mask = causal and"),
         (HEADS[3], {"next_token_weight": 0.5}, "needs mask = causal and diffusion_head.denoiser = codebook"),
     ],

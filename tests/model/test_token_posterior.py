@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bitlm.codes import encode
-from bitlm.model import BitLMForCausalLM, codebook
+from bitlm.model import BitLMForCausalLM, codebook, token_posterior
 from bitlm.model.state import BlockState, HeadConstants
 from bitlm.model.token_posterior import TokenPosterior
 
@@ -52,7 +52,7 @@ def made(model: BitLMForCausalLM, held: str, told: bool, steep: float = 1.0) -> 
         # As in sampling, both branches have the tokens that are likeliest for the first one.
         block = replace(block, **{name: torch.cat([t[:3], t[:3]]) for name, t in block.own_tokens().items()})
         ids = np.argsort(np.concatenate([scores[:3]] * 2), -1)[..., :-KEPT]
-        block = replace(block, scores=book.score(steep * query, constants).gather(-1, block.tokens))
+        block = replace(block, scores=codebook.token_scores(steep * query, constants).gather(-1, block.tokens))
         np.put_along_axis(scores, ids, -np.inf, -1)
     if told:
         codes = encode(torch.arange(V), B).double().numpy()
@@ -98,6 +98,7 @@ def test_log_p_of_every_token(build: Build, held: str, told: bool, scale: float 
 def test_the_most_probable_token_and_the_bits(build: Build, held: str, told: bool, scale: float | None) -> None:
     found = case(build, held, told, scale)
     ids, log_p = found.posterior.best()
+    assert torch.equal(found.posterior.mode(), ids)
     np.testing.assert_array_equal(ids.numpy(), found.log_p.argmax(-1))
     np.testing.assert_allclose(log_p.numpy(), found.log_p.max(-1), rtol=1e-4, atol=1e-4)
     one = np.array([[(y >> B - 1 - bit) & 1 for bit in range(B)] for y in range(V)])
@@ -165,14 +166,15 @@ def test_never_more_scores_than_a_chunk(build: Build, monkeypatch: pytest.Monkey
         return [log_p.detach(), *(leaf.grad for leaf in leaves)]
 
     monkeypatch.setattr(codebook, "scores_held", lambda device: 2**23)
-    whole, sizes, scores = run(), [], codebook._scores
+    whole, sizes, scores = run(), [], codebook.token_scores
 
     def watched(query: Tensor, constants: HeadConstants) -> Tensor:
         found = scores(query, constants)
         sizes.append(found.numel())
         return found
 
-    monkeypatch.setattr(codebook, "_scores", watched)
+    for module in (codebook, token_posterior):
+        monkeypatch.setattr(module, "token_scores", watched)
     monkeypatch.setattr(codebook, "scores_held", lambda device: 3 * V)
     for one, other in zip(whole, run(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

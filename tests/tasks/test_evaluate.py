@@ -2,7 +2,6 @@ import dataclasses
 import io
 import json
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,15 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from made_models import commit, write, write_corpus, write_model
 from rich.console import Console
 
 from bitlm import storage
-from bitlm.artifacts.record import Draft, Record, fingerprint
+from bitlm.artifacts.record import Record
 from bitlm.artifacts.store import Store
 from bitlm.config import TokenizerConfig, configure
 from bitlm.data.shards import tokenizer as tokenizers
 from bitlm.data.shards.tokenizer import TextTokenizer
-from bitlm.data.sources.corpus import Corpus, Summaries, parquet_bytes, write_owned
 from bitlm.data.summaries.examples import Example
 from bitlm.data.summaries.prompts import encode_prompts, encode_summaries
 from bitlm.errors import ArtifactError, ConfigError, SourceError
@@ -89,7 +88,7 @@ class Made:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """A corpus of ten examples, a tokenizer for it, and a random model with each head."""
     store = Store(str(tmp_path_factory.mktemp("store")))
-    corpus = commit(store, "corpus", "few", {}, {}, write_corpus)
+    corpus = commit(store, "corpus", "few", {}, {}, lambda out: write_corpus(out, EXAMPLES))
     section = TokenizerConfig(vocab_size=300)
     data = tokenizers.train([example.document for example in EXAMPLES], section)
     info = tokenizers.describe(data, section)
@@ -119,49 +118,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
             lambda out, c=config: write_model(out, c, parts),
         )
     return Made(store, corpus, tokenizer, models)
-
-
-def commit(
-    store: Store,
-    stage: str,
-    name: str,
-    identity: dict[str, Any],
-    inputs: dict[str, Record],
-    fill: Callable[[str], None],
-) -> Record:
-    digest = fingerprint(stage, 1, identity, {role: record.fingerprint for role, record in inputs.items()})
-    work = store.begin(stage, name, digest)
-    fill(work.out)
-    return store.commit(work, Draft(stage, name, digest, 1, identity, {}, inputs, {}, datetime.now(UTC)))
-
-
-def write(out: str, files: dict[str, bytes]) -> None:
-    for path, data in files.items():
-        storage.write_atomic(storage.join(out, path), data)
-
-
-def write_corpus(out: str) -> None:
-    rows = pa.Table.from_pylist([example._asdict() for example in EXAMPLES])
-    file = write_owned(parquet_bytes(rows), out, "summaries/test.parquet", ("document", "summary", "id"))
-    corpus = Corpus(
-        kind="owned",
-        files=(),
-        text_column="text",
-        id_column="id",
-        validation_fraction=0.1,
-        summaries=Summaries(train=(), validation=(), test=(file,), hash_split=False),
-    )
-    write(out, {"source.json": corpus.to_json()})
-
-
-def write_model(out: str, config: BitLMConfig, beside: dict[str, bytes]) -> None:
-    torch.manual_seed(0)
-    model = BitLMForCausalLM(config)
-    with torch.no_grad():  # a fresh diffusion head answers 0 whatever it sees
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape))
-    model.save_pretrained(storage.join(out, "model"))
-    write(storage.join(out, "model"), beside)
 
 
 class Watcher:
