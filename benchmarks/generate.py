@@ -42,7 +42,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--json", metavar="FILE")
     random = parser.add_argument_group("random weights")
     random.add_argument("--scale", choices=SCALES, default="tiny")
-    random.add_argument("--codebook", action="store_true", help="with the head of tiny")
+    random.add_argument("--codebook", action="store_true", help="with the head of tiny, of rank 256")
     random.add_argument("--set", action="append", default=[], dest="assignments", metavar="STAGE.KEY=VALUE")
     random.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     random.add_argument("--prompt-tokens", type=int, default=PROMPT_TOKENS)

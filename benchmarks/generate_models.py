@@ -52,19 +52,19 @@ class Task:
         return cls(tokenizer, prompts, references, summaries, prompt.max_summary_tokens)
 
 
-def codebook_settings() -> list[str]:
-    """Of the configuration, for a scale with the head of ``tiny``."""
+def codebook_settings(scale: str) -> list[str]:
+    """Of the configuration, for a scale with the head of ``tiny``; where the vocabulary is large, of rank 256."""
     of_tiny = configure("tiny", []).model.model_dump(mode="json")
     found = []
     for key in HEAD:
         section, _, name = key.rpartition(".")
         found.append(f"model.{key}={of_tiny[section][name] if section else of_tiny[name]}")
-    return found
+    return found if scale.startswith("tiny") else [*found, "model.head.codebook_rank=256"]
 
 
 def random_pair(args: argparse.Namespace) -> Pair:
     """Both heads on the very same backbone modules, of the shapes of a preset."""
-    config = configure(args.scale, [*(codebook_settings() if args.codebook else ()), *args.assignments])
+    config = configure(args.scale, [*(codebook_settings(args.scale) if args.codebook else ()), *args.assignments])
     vocab_size = config.tokenizer.vocab_size if args.scale.startswith("tiny") else QWEN3_IDS
     vocabulary = Vocabulary(vocab_size, min_bits(vocab_size), end_id=0, pad_id=0)
     default = torch.get_default_dtype()

@@ -5,20 +5,20 @@ than the time the host takes to launch them. It stands for one number of blocks,
 power of two.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from bitlm.diffusion.posterior import Posterior
 from bitlm.diffusion.sampler import Sampled, Sampler, Walk
+from bitlm.generation.kept import Kept
 from bitlm.generation.protocol import BlockTensors
 
-_GRAPHS: "WeakKeyDictionary[nn.Module, tuple[Hashable, dict[Hashable, GraphedBlock]]]" = WeakKeyDictionary()
+_GRAPHS = Kept()
 
 
 @dataclass(frozen=True)
@@ -165,12 +165,8 @@ def sample_as_graph(sampler: Sampler, denoiser: HeadDenoiser, noise_nmB: Tensor,
         index = torch.arange(filled, device=noise_nmB.device).clamp(max=n - 1)
         denoiser, noise_nmB = denoiser.keep(index), noise_nmB[index]
         uniform_nm = None if uniform_nm is None else uniform_nm[index]
-    parameters = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in denoiser.head.parameters())
-    recorded_for, graphs = _GRAPHS.get(denoiser.head, (None, {}))
-    if recorded_for != parameters:
-        graphs = {}
-        _GRAPHS[denoiser.head] = parameters, graphs
-    if (filled, sampler) not in graphs:
-        graphs[filled, sampler] = GraphedBlock(sampler, denoiser, noise_nmB, uniform_nm)
-    ids_nm = graphs[filled, sampler](denoiser.block, noise_nmB, uniform_nm)[:n]
+    graph = _GRAPHS.get(
+        denoiser.head, (filled, sampler), lambda: GraphedBlock(sampler, denoiser, noise_nmB, uniform_nm)
+    )
+    ids_nm = graph(denoiser.block, noise_nmB, uniform_nm)[:n]
     return Sampled(ids_nm, torch.full((n,), sampler.max_calls))

@@ -1,7 +1,8 @@
 """From C to the tokens of a block, for both heads."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from bitlm.diffusion.noise import sample_noise, token_uniform
 from bitlm.diffusion.sampler import Sampled, Sampler
 from bitlm.diffusion.schedule import Schedule, noise_levels
 from bitlm.generation.denoiser import HeadDenoiser, sample_as_graph
+from bitlm.generation.kept import Kept
 from bitlm.generation.options import Sampling
 from bitlm.generation.protocol import GenerativeConfig, GenerativeModel
 
@@ -25,6 +27,8 @@ class Realized(NamedTuple):
     saved: list[int]
     states: list[Tensor] | None = None
 
+
+_CONSTANTS = Kept(limit=2)
 
 Realize = Callable[[Tensor, list[int], int], Realized]
 """(C [r, m, D], the example ids of its rows, the block's number) → its tokens."""
@@ -54,10 +58,7 @@ def _diffusion_realizer(model: GenerativeModel, sampling: Sampling) -> Realize:
     m, B, device = model.config.block_size, model.config.num_bits, model.device
     sampler = make_sampler(model.config, sampling, device)
     levels = sampler.levels.to(device)
-    if sampler.walks and model.head.keeps_slots:
-        constants = model.walk_constants(guided=sampler.guided)
-    else:
-        constants = model.sampling_constants(levels[:, None, None].expand(-1, 1, m), guided=sampler.guided)
+    constants = _constants(model, sampler, levels)
 
     def realize(context_rmD: Tensor, keys: list[int], block: int) -> Realized:
         if constants.ends is None or sampling.trace:
@@ -84,6 +85,16 @@ def _diffusion_realizer(model: GenerativeModel, sampling: Sampling) -> Realize:
         return Realized(sampled.ids, calls, saved, states)
 
     return realize
+
+
+def _constants(model: GenerativeModel, sampler: Sampler, levels: Tensor) -> Any:
+    if sampler.walks and model.head.keeps_slots:
+        key, make = None, partial(model.walk_constants, sampler.guided)
+    else:
+        key = tuple(levels.tolist())
+        of_slots = levels[:, None, None].expand(-1, 1, model.config.block_size)
+        make = partial(model.sampling_constants, of_slots, sampler.guided)
+    return _CONSTANTS.get(model, (key, sampler.guided), make)
 
 
 def _sample(

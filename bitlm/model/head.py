@@ -55,7 +55,8 @@ class DiffusionHead(nn.Module):
         null = self.prepare(self.null_context[None]) if guided else None
         ends, network = self._ends(), self.network
         modulations = network.modulate(ends, None) if network.path == "attention" else None
-        return replace(self.constants(embedding, tables=False), ends=ends, modulations=modulations, null=null)
+        constants = self.constants(embedding, tables=self.readout.scores_once)
+        return replace(constants, ends=ends, modulations=modulations, null=null)
 
     @property
     def self_conditioning(self) -> bool:
@@ -75,7 +76,9 @@ class DiffusionHead(nn.Module):
         block = self.prepare(context_nmD)
         if constants.ends is None:
             return self.readout.prepare_sampling(block, constants)
-        return block if constants.null is None else block.concatenate(constants.null.repeat(len(context_nmD)))
+        if constants.null is not None:
+            block = block.concatenate(constants.null.repeat(len(context_nmD)))
+        return self.readout.codebook.add_scores(block, constants) if self.readout.scores_once else block
 
     def forward(
         self,

@@ -30,6 +30,11 @@ class DirectReadout(nn.Module):
         self.vocab_size = config.vocab_size
         self.output = nn.Linear(config.diffusion_head.width, self.num_outputs(config))
 
+    @property
+    def scores_once(self) -> bool:
+        """Whether a walk scores all tokens of a block's slots at once, before its first call."""
+        return False
+
     @staticmethod
     def num_outputs(config: BitLMConfig) -> int:
         """Columns of the output map."""
@@ -159,6 +164,11 @@ class CodebookReadout(CodebookPriorReadout):
 
     coupled = True
 
+    @property
+    def scores_once(self) -> bool:
+        """Each call then reads R, which is narrower than E, and E is read once for all of them."""
+        return self.codebook.low_rank is not None
+
     @staticmethod
     def num_outputs(config: BitLMConfig) -> int:
         return config.diffusion_head.codebook_rank or config.hidden_size
@@ -176,7 +186,7 @@ class CodebookReadout(CodebookPriorReadout):
     def behind_prefix(
         self, hidden_nqH: Tensor, known_npR: Tensor, shown: PrefixPass, constants: HeadConstants, block: BlockState
     ) -> Posterior:
-        """Without evidence E_y·q + R_y·a is one product, as that of a softmax."""
+        """Where there are no scores, E_y·q + R_y·a is one product, as that of a softmax."""
         block = block.of_slots(shown.queries)
         correction = self.output(hidden_nqH) + self.codebook.couple_before(known_npR, shown)
         if block.query is None:

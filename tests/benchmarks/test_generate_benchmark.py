@@ -130,8 +130,8 @@ def test_nothing_ends_early(head: str) -> None:
 
 
 def test_the_head_of_tiny_at_another_scale() -> None:
-    tiny, large = configure("tiny", []).model, configure("0.6b", generate_models.codebook_settings()).model
-    assert (large.mask, large.hidden_size) == (tiny.mask, 1024)
+    tiny, large = configure("tiny", []).model, configure("0.6b", generate_models.codebook_settings("0.6b")).model
+    assert (large.mask, large.hidden_size, large.head.codebook_rank) == (tiny.mask, 1024, 256)
     for name in ("denoiser", "attention", "context_path", "num_layers"):
         assert getattr(large.head, name) == getattr(tiny.head, name)
 

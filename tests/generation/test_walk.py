@@ -9,8 +9,9 @@ import torch
 
 from bitlm.batch import Batch
 from bitlm.diffusion.chain import chain_nats
-from bitlm.model import BitLMForCausalLM
+from bitlm.model import BitLMForCausalLM, codebook
 from bitlm.model.head import DiffusionHead
+from bitlm.model.state import HeadConstants
 
 Build = Callable[..., BitLMForCausalLM]
 PROMPTS = [[7, 3, 9, 1, 4, 4, 21, 30, 2][:length] for length in range(1, 10)]
@@ -113,3 +114,30 @@ def test_one_by_one_at_temperature_one_is_the_chains_distribution(build: Build, 
     assert chi_square(expected) < critical
     independent = expected.view(5, 5).sum(1)[:, None] * expected.view(5, 5).sum(0)
     assert chi_square(independent.flatten()) > critical
+
+
+@pytest.mark.parametrize(("rank", "products"), [(5, [4]), (None, [1, 1, 1, 1])])
+def test_a_narrow_codebook_is_scored_once_for_all_slots(
+    build: Build, monkeypatch: pytest.MonkeyPatch, rank: int | None, products: list[int]
+) -> None:
+    """E is read once per block where R is narrower, and else once in each call; its tables are made once per model."""
+    model = made(build, {"denoiser": "codebook", "context_path": "attention", "codebook_rank": rank})
+    model.config.end_token_id = -1
+    scored, tables = [], []
+    token_scores, all_constants = codebook.token_scores, model.walk_constants
+
+    def counted(query: torch.Tensor, constants: HeadConstants) -> torch.Tensor:
+        scored.append(query.shape[-2])
+        return token_scores(query, constants)
+
+    monkeypatch.setattr(codebook, "token_scores", counted)
+    monkeypatch.setattr(model, "walk_constants", lambda guided: tables.append(guided) or all_constants(guided))
+    once = model.generate([[1, 2, 3]], max_new_tokens=8, sampler="commit")
+    again = model.generate([[1, 2, 3]], max_new_tokens=8, sampler="commit")
+    assert scored == 4 * products
+    assert tables == [False]
+    assert once.ids == again.ids
+    with torch.no_grad():
+        model.embedding.mul_(-1)
+    assert model.generate([[1, 2, 3]], max_new_tokens=8, sampler="commit").ids != once.ids
+    assert tables == [False, False]
