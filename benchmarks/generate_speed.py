@@ -9,7 +9,7 @@ from typing import Any
 from generate_models import Pair
 from generate_samplers import Line, lm_sampling
 
-from bitlm.generation import GenerateOutput
+from bitlm.generation import BlockStep, Sampling
 from bitlm.model import BitLMForCausalLM
 
 ROUNDS = 7
@@ -26,35 +26,53 @@ def never_ends(*models: BitLMForCausalLM) -> Iterator[None]:
         model.config.end_token_id = end_id
 
 
+class Contender:
+    """Generates whole texts; remembers the steps of the last one, and of each the seconds after its first block."""
+
+    def __init__(self, model: BitLMForCausalLM, sampling: Sampling, prompts: Sequence[list[int]]) -> None:
+        self.model, self.sampling, self.prompts = model, sampling, prompts
+        self.steps: list[BlockStep] = []
+        self.after_first: list[float] = []
+
+    @property
+    def tokens_after_first(self) -> int:
+        return len(self.prompts) * (self.sampling.max_new_tokens - self.model.config.block_size)
+
+    def warm(self) -> None:
+        self.model.generate(self.prompts, sampling=self.sampling, max_new_tokens=2 * self.model.config.block_size)
+
+    def __call__(self) -> None:
+        """Every step ends with ids on the host: nothing is left over."""
+        stream = self.model.stream(self.prompts, sampling=self.sampling)
+        self.steps = [next(stream)]
+        began = time.perf_counter()
+        self.steps.extend(stream)
+        self.after_first.append(time.perf_counter() - began)
+
+
 def race(pair: Pair, line: Line, prompts: Sequence[list[int]], seconds: float) -> dict[str, float]:
     """The LM head's line is raced against itself: that shows how far a ratio may be off.
 
     ``ratio`` is the median over rounds of the LM head's time divided by that of the line, whose own median gives
-    ``tokens_per_second``. One round at least, and as many more as ``seconds`` allow, after one that is not counted.
+    ``tokens_per_second``; ``ratio_after_first`` is that of tokens per second without the first block, and so without
+    the pass over the prompt. One round at least, and as many more as ``seconds`` allow, after one that is not counted.
     """
-    model = pair.of(line.head)
-    of_lm = lm_sampling(line.temperature, line.sampling.max_new_tokens)
-    outputs: list[GenerateOutput] = []
-
-    def peer() -> None:
-        pair.lm.generate(prompts, sampling=of_lm)
-
-    def ours() -> None:
-        outputs[:] = [
-            model.generate(prompts, sampling=line.sampling)
-        ]  # ends with ids on the host: nothing is left over
-
+    peer = Contender(pair.lm, lm_sampling(line.temperature, line.sampling.max_new_tokens), prompts)
+    ours = Contender(pair.of(line.head), line.sampling, prompts)
     with never_ends(pair.lm, pair.diffusion):
-        for warmed, sampling in ((pair.lm, of_lm), (model, line.sampling)):
-            warmed.generate(prompts, sampling=sampling, max_new_tokens=2 * model.config.block_size)
+        for contender in (peer, ours):
+            contender.warm()
         times = alternate([peer, ours], seconds)
     tokens = len(prompts) * line.sampling.max_new_tokens
+    share = ours.tokens_after_first / peer.tokens_after_first
+    after_first = zip(peer.after_first, ours.after_first, strict=True)
     return {
         "tokens_per_second": tokens / statistics.median(mine for _, mine in times),
         "ratio": statistics.median(theirs / mine for theirs, mine in times),
+        "ratio_after_first": statistics.median(share * theirs / mine for theirs, mine in after_first),
         "rounds": len(times),
-        "head_calls_per_token": sum(outputs[0].calls) / tokens,
-        "backbone_passes_per_token": sum(outputs[0].blocks) / tokens,
+        "head_calls_per_token": sum(sum(step.calls) for step in ours.steps) / tokens,
+        "backbone_passes_per_token": sum(len(step.rows) for step in ours.steps) / tokens,
     }
 
 

@@ -68,12 +68,12 @@ class Codebook(nn.Module):
     def constants(self, embedding: Tensor, tables: bool = True) -> HeadConstants:
         """From the backbone's embedding matrix [rows, D]. ``tables``: with the rows and codes of all V tokens, which
         ``over_tokens`` needs where there is evidence or a correction."""
-        constants = HeadConstants(embedding=embedding, log_unigram=self.log_unigram)
+        codes = _all_codes(self.vocab_size, self.num_bits, embedding.device)
+        constants = HeadConstants(embedding=embedding, log_unigram=self.log_unigram, codes=codes)
         if not tables:
             return constants
         rows = embedding[: self.vocab_size]
-        rows = rows if self.low_rank is None else self.low_rank(rows)
-        return replace(constants, rows=rows, codes=_all_codes(self.vocab_size, self.num_bits, embedding.device))
+        return replace(constants, rows=rows if self.low_rank is None else self.low_rank(rows))
 
     def add_query(self, block: BlockState, context_nmD: Tensor) -> BlockState:
         """The block with q = W·C."""
@@ -141,8 +141,8 @@ class Codebook(nn.Module):
         """Rows of the clean slots → Σ_{j<prefix} T_{j-slot}·R̄_j of each query, [n, q, R]."""
         if not mean_rows_npR.shape[1]:
             return mean_rows_npR.new_zeros(len(mean_rows_npR), len(shown.queries), mean_rows_npR.shape[2])
-        places_qk = shown.window.clamp(max=mean_rows_npR.shape[1] - 1)
-        window_nqkR = torch.where(shown.seen, mean_rows_npR[:, places_qk], 0)
+        window_nqkR = mean_rows_npR.index_select(1, shown.window).unflatten(1, shown.seen.shape[:2])
+        window_nqkR = torch.where(shown.seen, window_nqkR, 0)
         columns = self.reach * mean_rows_npR.shape[2]
         return F.linear(window_nqkR.flatten(2), self.coupling.weight[:, :columns])
 

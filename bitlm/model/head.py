@@ -125,16 +125,21 @@ class DiffusionHead(nn.Module):
         """
         network, (n, c), q = self.network, ids_nc.shape, len(shown.queries)
         known_ncR = self.readout.known(ids_nc, constants)
-        x_ncH = network.input(encode(ids_nc, network.input.in_features, check=False).to(block.condition.dtype))
+        if constants.codes is None:
+            codes_ncB = encode(ids_nc, network.input.in_features, check=False)
+        else:
+            codes_ncB = F.embedding(ids_nc, constants.codes)
+        x_ncH = network.input(codes_ncB.to(block.condition.dtype))
         if known_ncR is not None:
             x_ncH = x_ncH + self.readout.codebook.feature(known_ncR)
-        x_nsH = torch.cat([x_ncH, network.input.bias.expand(n, q, -1)], dim=1) + network.slot_embedding[shown.slots]
-        condition_nsH = block.condition[:, shown.slots]
+        x_nsH = torch.cat([x_ncH, network.input.bias.expand(n, q, -1)], dim=1)
+        x_nsH = x_nsH + F.embedding(shown.slots, network.slot_embedding)
+        condition_nsH = block.condition.index_select(1, shown.slots)
         if constants.modulations is not None:
-            modulations = [of_ends[:, shown.levels] for of_ends in constants.modulations]
+            modulations = [of_ends.index_select(1, shown.levels) for of_ends in constants.modulations]
         else:
             ends = self._ends() if constants.ends is None else constants.ends
-            modulations = network.modulate(ends[:, shown.levels], condition_nsH)
+            modulations = network.modulate(ends.index_select(1, shown.levels), condition_nsH)
         hidden_nsH = network(x_nsH, modulations, condition_nsH, block.memory, shown.mask, kept, keep=c)
         known_npR = known_ncR if kept is None else kept.add(c, known_ncR)
         return self.readout.behind_prefix(hidden_nsH[:, c:], known_npR, shown, constants, block)

@@ -73,13 +73,13 @@ class HeadLayer(nn.Module):
         keep: bool,
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """``further`` keys and values [n, heads, places, head_dim] stand before those of the slots.
-        ``mask`` [n or 1, 1, s, places + s] is True where a slot sees. Returns the slots and, to ``keep``, their keys
-        and values. These are views, of which FSDP warns in training."""
+        ``mask`` [n or 1, 1, s, places + s] is True where a slot sees. Returns the slots and, to ``keep``, all keys and
+        values. These may be views, of which FSDP warns in training."""
         scale1, shift1, gate1, scale2, shift2, gate2 = modulation  # each [n or 1, s, H]
-        mixed_nsH, own = self.attend(torch.addcmul(shift1, self.attention_norm(x_nsH), 1 + scale1), further, mask)
+        mixed_nsH, places = self.attend(torch.addcmul(shift1, self.attention_norm(x_nsH), 1 + scale1), further, mask)
         x_nsH = x_nsH + gate1 * mixed_nsH
         gate, value = self.up(torch.addcmul(shift2, self.ffn_norm(x_nsH), 1 + scale2)).chunk(2, dim=-1)
-        return x_nsH + gate2 * self.down(F.silu(gate) * value), own if keep else None
+        return x_nsH + gate2 * self.down(F.silu(gate) * value), places if keep else None
 
     def attend(
         self, x_nsH: Tensor, further: tuple[Tensor, Tensor] | None, mask: Tensor | None
@@ -87,11 +87,10 @@ class HeadLayer(nn.Module):
         n, s, width = x_nsH.shape
         qkv = self.qkv(x_nsH).view(n, s, 3, self.num_heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [n, heads, s, head_dim]
-        own = k, v
         if further is not None:
             k, v = torch.cat([further[0], k], dim=2), torch.cat([further[1], v], dim=2)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.out(mixed.transpose(1, 2).reshape(n, s, width)), own
+        return self.out(mixed.transpose(1, 2).reshape(n, s, width)), (k, v)
 
 
 class HeadNetwork(nn.Module):
@@ -164,11 +163,9 @@ class HeadNetwork(nn.Module):
             further = None if memory is None else (memory[:, i, 0], memory[:, i, 1])
             if kept is not None and len(kept.layers) > i:
                 further = kept.layers[i]  # begins with C's
-            x_nsH, own = layer(x_nsH, modulation, further, mask, keep=kept is not None)
+            x_nsH, places = layer(x_nsH, modulation, further, mask, keep=kept is not None)
             if kept is not None:
-                grown = tuple(new[:, :, :keep] for new in own)
-                if further is not None:
-                    grown = tuple(torch.cat(pair, dim=2) for pair in zip(further, grown, strict=True))
-                kept.layers[i : i + 1] = [grown]
+                end = places[0].shape[2] - x_nsH.shape[1] + keep
+                kept.layers[i : i + 1] = [tuple(each[:, :, :end] for each in places)]
         scale, shift = modulations[-1].chunk(2, dim=-1)
         return torch.addcmul(shift, self.final_norm(x_nsH), 1 + scale)

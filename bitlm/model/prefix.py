@@ -16,7 +16,8 @@ class PrefixPass:
     slots: their numbers, [c + q]; queries: those of the queries, [q].
     mask: True where one sees a clean slot that was kept, a new one, or a query, [1, c + q, kept + c + q].
     levels: 0 for a clean slot and 1 for a query, [c + q].
-    window: the m - 1 slots before each query, [q, m - 1]; seen: whether they are in its prefix, [q, m - 1, 1].
+    window: the m - 1 slots before each query, one of the clean ones in place of those that are none, [q·(m - 1)];
+    seen: whether they are in its prefix, [q, m - 1, 1].
     """
 
     slots: Tensor
@@ -44,7 +45,7 @@ class PrefixPass:
                 queries=queries,
                 mask=torch.cat([of_clean, of_queries])[None],
                 levels=torch.tensor([0] * new + [1] * q, device=device),
-                window=window.clamp(min=0),
+                window=window.clamp(0, max(kept + new - 1, 0)).flatten(),
                 seen=seen[..., None],
             )
 

@@ -47,7 +47,7 @@ class BlockState:
 
     def of_slots(self, slots: Tensor) -> "BlockState":
         """What belongs to the slots with these numbers [s] alone; the memory stays whole."""
-        return self.map(lambda tensor: tensor if tensor is self.memory else tensor[:, slots])
+        return self.map(lambda tensor: tensor if tensor is self.memory else tensor.index_select(1, slots))
 
     def repeat(self, times: int) -> "BlockState":
         """Every block ``times`` in a row."""

@@ -105,14 +105,17 @@ def test_a_ratio_is_that_of_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = generate_models.Pair(small_model(), small_model(head="lm"))
 
     def rounds(contenders, seconds: float) -> list[list[float]]:
-        for contender in contenders:
+        for contender, seconds_after_first in zip(contenders, (7.0, 2.0), strict=True):
             contender()
+            assert len(contender.after_first) == 1
+            contender.after_first[:] = [seconds_after_first] * 3
         return [[2.0, 1.0], [8.0, 4.0], [8.0, 3.0]]
 
     monkeypatch.setattr(generate_speed, "alternate", rounds)
     line = generate_samplers.lines([{"sampler": "commit", "slots_per_call": 2}], 8, False)[1]
     found = generate_speed.race(pair, line, [[1, 2, 3], [4]], 1.0)
     assert (found["ratio"], found["tokens_per_second"], found["rounds"]) == (2.0, 2 * 8 / 3.0, 3)
+    assert found["ratio_after_first"] == 2.0  # 2·(8 - 4) tokens in 2 s, 2·(8 - 1) in 7 s
     assert (found["head_calls_per_token"], found["backbone_passes_per_token"]) == (1 / 2, 1 / 4)
     assert [model.config.end_token_id for model in (pair.diffusion, pair.lm)] == [SMALL["end_token_id"]] * 2
 
