@@ -35,6 +35,11 @@ settings.load_profile("untimed")
 torch.set_num_threads(1)
 
 
+def pytest_runtest_teardown() -> None:
+    """A worker's code, which tests run in their own process too, takes as many threads as its configuration says."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def samples() -> Path:
     folder = Path(os.environ.get("BITLM_SAMPLES", Path(__file__).parents[2] / "shared" / "data"))

@@ -2,12 +2,10 @@
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import ablation
@@ -21,7 +19,7 @@ from bitlm.model.config import Vocabulary
 
 
 @pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A work folder whose tokens are made of a few sentences."""
     texts = [f"Return the {number}th item of the list, or nothing where there are fewer." for number in range(900)]
     monkeypatch.setattr(ablation_tokens, "_texts", lambda: texts)
@@ -29,9 +27,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(ablation, "LENGTH", 32)
     monkeypatch.setattr(ablation_judge, "SAMPLERS", [{"sampler": "commit"}, {"num_steps": 2, "stagger": 0.5}])
     monkeypatch.setitem(ablation.SIZES, "small", {**ablation.SIZES["small"], "num_layers": 1, "head.num_layers": 1})
-    threads = torch.get_num_threads()
-    yield tmp_path / "work"
-    torch.set_num_threads(threads)
+    return tmp_path / "work"
 
 
 @pytest.mark.parametrize("name", [*ablation.ROWS, "chain+model.head.codebook_rank=16"])
