@@ -22,12 +22,15 @@ def commit(
     identity: dict[str, Any],
     inputs: dict[str, Record],
     fill: Callable[[str], None],
+    metrics: dict[str, Any] | None = None,
+    started: datetime | None = None,
 ) -> Record:
     """An artifact whose folder ``fill`` writes."""
     digest = fingerprint(stage, 1, identity, {role: record.fingerprint for role, record in inputs.items()})
     work = store.begin(stage, name, digest)
     fill(work.out)
-    return store.commit(work, Draft(stage, name, digest, 1, identity, {}, inputs, {}, datetime.now(UTC)))
+    started = started or datetime.now(UTC)
+    return store.commit(work, Draft(stage, name, digest, 1, identity, {}, inputs, metrics or {}, started))
 
 
 def write(out: str, files: Mapping[str, bytes]) -> None:
